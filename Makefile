@@ -1,0 +1,67 @@
+# Every target does its own set-up. `make quickstart` and `make test` need git, make, python3 >= 3.11
+# with venv, and a package registry that pip reaches; nothing else.
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export HERMES_CACHE ?= $(CURDIR)/build/cache
+export PYTHONDONTWRITEBYTECODE := 1
+WORKERS ?= 2
+
+.PHONY: help quickstart test check lint generate model bench requirements clean
+
+help: ## what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+quickstart: $(VENV)/runtime.done ## run the main job on this machine, and print where the report is
+	$(BIN)/hermes run -f examples/quickstart.yaml
+
+test: lint ## lint, then every test
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+check: $(VENV)/dev.done ## the fast tests only
+	$(BIN)/python -m pytest -q tests/unit
+
+lint: $(VENV)/dev.done ## format, lint, types, layers, protocols
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	cd proto && ../$(BIN)/buf lint
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+generate: $(VENV)/dev.done ## generate code from proto/
+	PYTHON=$(CURDIR)/$(BIN)/python sh proto/generate.sh
+
+model: $(VENV)/runtime.done ## train the bundled model from nothing (SMALL=1: a two-minute one)
+	$(BIN)/hermes model make --out build/model $(if $(SMALL),--small)
+
+bench: $(VENV)/dev.done ## every benchmark (ONLY="store acts": some); the tables of bench/README.md
+	$(BIN)/python -m bench $(ONLY)
+
+requirements: $(VENV)/dev.done ## compile requirements/*.txt from pyproject.toml
+	$(BIN)/pip-compile -q $(COMPILE) --extra all -o requirements/runtime.txt pyproject.toml
+	$(BIN)/pip-compile -q $(COMPILE) --extra all --extra dev -o requirements/dev.txt pyproject.toml
+
+COMPILE := --build-deps-for editable --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \
+  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+
+clean: ## remove what was built; keeps runs/
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+
+$(VENV)/runtime.done: requirements/runtime.txt pyproject.toml | $(VENV)/bin/python
+	@echo "installing what HERMES needs into $(VENV) (6 GB, most of it torch; some minutes)"
+	$(INSTALL) --require-hashes -r requirements/runtime.txt
+	$(INSTALL) --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/dev.done: requirements/dev.txt pyproject.toml | $(VENV)/bin/python
+	@echo "installing what HERMES and its tests need into $(VENV) (6 GB, most of it torch; some minutes)"
+	$(INSTALL) --require-hashes -r requirements/dev.txt
+	$(INSTALL) --no-build-isolation --editable .
+	touch $@ $(VENV)/runtime.done

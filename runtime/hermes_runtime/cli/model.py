@@ -1,0 +1,132 @@
+"""`hermes model`: serve, verify, list, describe in a manifest, make."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+from hermes_runtime.cli.parser import Commands, noun, verb
+
+
+def add(commands: Commands) -> None:
+    """Add `model`."""
+    verbs = noun(commands, "model", "The model process and the models' files.")
+    serve = verb(
+        verbs,
+        "serve",
+        "Serve one model on a Unix socket until SIGTERM.",
+        _serve,
+        example="hermes model serve --path repair --socket model.sock",
+    )
+    serve.add_argument("--path", required=True, help="name of a bundled model, a folder, or a script")
+    serve.add_argument("--socket", type=Path, required=True, help="where to serve")
+    serve.add_argument("--backend", default="transformers", choices=["transformers", "scripted"])
+    serve.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps", "xpu"])
+    serve.add_argument("--context-tokens", type=int, default=1024, help="longest prompt plus completion")
+    serve.add_argument("--slots", type=int, default=64, help="most completions decoded at once")
+    serve.add_argument("--threads", type=int, default=0, help="CPU threads; 0 lets torch choose")
+    serve.add_argument("--end-with-parent", action="store_true", help="end when standard input does")
+
+    verify = verb(
+        verbs,
+        "verify",
+        "Compare every file of a model with its manifest.",
+        _verify,
+        example="hermes model verify repair",
+    )
+    verify.add_argument("path", help="name of a bundled model, or a folder")
+    verify.add_argument("--json", action="store_true", help="the result as JSON")
+    verb(verbs, "list", "List the models that ship with HERMES.", _list, example="hermes model list")
+    manifest = verb(
+        verbs,
+        "manifest",
+        "Write the manifest of a folder whose bytes you vouch for.",
+        _manifest,
+        example="hermes model manifest models/mine --licence Apache-2.0",
+    )
+    manifest.add_argument("path", type=Path, help="folder of a Hugging Face model with safetensors")
+    manifest.add_argument("--licence", default="", help="SPDX name of its licence")
+    manifest.add_argument("--dialect", default="chat", choices=["chat", "line_repair"])
+    make = verb(
+        verbs,
+        "make",
+        "Train the bundled repair model from nothing.",
+        _make,
+        example="hermes model make --out build/model --small",
+    )
+    make.add_argument("--out", type=Path, required=True, help="folder for the model")
+    make.add_argument(
+        "--small", action="store_true", help="a two-minute model from the standard library alone"
+    )
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from hermes_runtime.models import Backend, ModelSpec
+    from hermes_runtime.models.service import serve
+    from hermes_runtime.models.tree import resolve
+    from hermes_runtime.supervise.parent import end_with_parent
+
+    if arguments.end_with_parent:
+        end_with_parent()
+    backend = Backend(arguments.backend)
+    spec = ModelSpec(
+        backend=backend,
+        path=Path(arguments.path) if backend is Backend.SCRIPTED else resolve(arguments.path),
+        device=arguments.device,
+        context_tokens=arguments.context_tokens,
+        slots=arguments.slots,
+        threads=arguments.threads,
+    )
+    asyncio.run(serve(arguments.socket, spec))
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from hermes_runtime.models.tree import resolve, verify
+
+    tree = verify(resolve(arguments.path))
+    if arguments.json:
+        print(json.dumps({"folder": str(tree.folder), "tree_sha256": tree.sha256}))
+    else:
+        print(f"{tree.folder}: {len(tree.manifest.files)} files are as the manifest says; tree {tree.sha256}")
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from hermes_runtime.models.tree import bundled, read_manifest, resolve
+
+    for name in bundled():
+        manifest = read_manifest(resolve(name))
+        size_bytes = sum(file.size_bytes for file in manifest.files)
+        print(f"{name}\t{size_bytes / 2**20:.1f} MiB\t{manifest.dialect}\t{manifest.licence}")
+    return 0
+
+
+def _manifest(arguments: argparse.Namespace) -> int:
+    from hermes_runtime.models.tree import write_manifest
+
+    written = write_manifest(arguments.path, licence=arguments.licence, dialect=arguments.dialect)
+    print(f"{arguments.path / 'manifest.json'}: {len(written.files)} files")
+    return 0
+
+
+def _make(arguments: argparse.Namespace) -> int:
+    from hermes_runtime.train import make_model
+
+    out = arguments.out.absolute()
+    made = make_model(
+        out,
+        arguments.small,
+        work=(arguments.work or out.with_name(out.name + ".work")).absolute(),
+        minutes=arguments.minutes,
+        seed=arguments.seed,
+        device=arguments.device,
+        workers=os.cpu_count() or 1,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    print(f"{made.folder}: tree {made.tree_sha256}, {made.tokens} tokens in {made.train_seconds:.0f} s")
+    return 0

@@ -1,0 +1,35 @@
+"""What the nouns' parsers share: how a verb is added, and what a command is."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+Command = Callable[[argparse.Namespace], int]
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+else:
+    Commands = argparse._SubParsersAction
+
+
+def noun(commands: Commands, name: str, about: str) -> Commands:
+    """Add a noun; its verbs are added to what is returned."""
+    parser = commands.add_parser(name, help=about, description=about)
+    return parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+
+def verb(
+    commands: Commands, name: str, about: str, command: Command, *, example: str
+) -> argparse.ArgumentParser:
+    """Add a verb that runs `command`; its help starts with an example."""
+    parser = commands.add_parser(
+        name,
+        help=about,
+        usage=None,
+        description=f"example:\n  {example}\n\n{about}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=command)
+    return parser

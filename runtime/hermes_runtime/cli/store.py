@@ -1,0 +1,164 @@
+"""`hermes store`: serve the store, or look into one that nobody serves."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import sys
+from contextlib import closing
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hermes_runtime.cli.parser import Commands, noun, verb
+
+if TYPE_CHECKING:
+    from hermes_runtime.store import Digest
+    from hermes_runtime.store.disk import DiskStore
+
+
+def add(commands: Commands) -> None:
+    """Add `store`."""
+    verbs = noun(commands, "store", "Content-addressed blobs, events and results.")
+    serve = verb(
+        verbs,
+        "serve",
+        "Serve a store on a Unix socket until SIGTERM.",
+        _serve,
+        example="hermes store serve --folder s --socket s.sock",
+    )
+    serve.add_argument("--folder", type=Path, required=True, help="the store's folder; made if missing")
+    serve.add_argument("--socket", type=Path, required=True, help="where to serve")
+    serve.add_argument("--end-with-parent", action="store_true", help="end when standard input does")
+
+    put = verb(
+        verbs, "put", "Store a file; prints its address.", _put, example="hermes store put --folder s FILE"
+    )
+    put.add_argument("file", type=Path, help="the file; - for standard input")
+    get = verb(
+        verbs,
+        "get",
+        "Write a blob to standard output.",
+        _get,
+        example="hermes store get --folder s mcp://sha256/…",
+    )
+    get.add_argument("address", help="mcp://sha256/<64 hex>, or a unique start of the 64 digits")
+    stat = verb(
+        verbs,
+        "stat",
+        "Tell what is known of a blob.",
+        _stat,
+        example="hermes store stat --folder s mcp://sha256/…",
+    )
+    stat.add_argument("address", help="mcp://sha256/<64 hex>, or a unique start of the 64 digits")
+    fsck = verb(
+        verbs,
+        "fsck",
+        "Check every blob, event and result.",
+        _fsck,
+        example="hermes store fsck --folder s --repair",
+    )
+    fsck.add_argument(
+        "--repair", action="store_true", help="quarantine what is damaged, drop what is half-written"
+    )
+    gc = verb(verbs, "gc", "Delete blobs that nothing holds.", _gc, example="hermes store gc --folder s")
+    for parser in (put, get, stat, fsck, gc):
+        parser.add_argument(
+            "--folder", type=Path, required=True, help="the store's folder; nobody may serve it"
+        )
+    for parser in (stat, fsck, gc):
+        parser.add_argument("--json", action="store_true", help="the result as JSON")
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from hermes_runtime.store.service import serve
+    from hermes_runtime.supervise.parent import end_with_parent
+
+    if arguments.end_with_parent:
+        end_with_parent()
+    asyncio.run(serve(arguments.socket, arguments.folder))
+    return 0
+
+
+def _digest(store: DiskStore, address: str) -> Digest:
+    """The blob that an address or the start of one means."""
+    from hermes_runtime.errors import BadInput, NotFound
+
+    start = address.removeprefix("mcp://sha256/").lower()
+    if not re.fullmatch(r"[0-9a-f]{4,64}", start):
+        raise BadInput(f"{address!r} is no address: give mcp://sha256/<64 hex>, or 4 or more of its digits")
+    found = store.find(start)
+    if not found:
+        raise NotFound(f"{address}: no blob of this store starts so")
+    if len(found) > 1:
+        raise BadInput(f"{address} means {len(found)} blobs; give more digits")
+    return found[0]
+
+
+def _put(arguments: argparse.Namespace) -> int:
+    from hermes_runtime.errors import NotFound
+    from hermes_runtime.store.disk import DiskStore
+
+    if str(arguments.file) == "-":
+        data = sys.stdin.buffer.read()
+    elif arguments.file.is_file():
+        data = arguments.file.read_bytes()
+    else:
+        raise NotFound(f"{arguments.file} is not there")
+    with closing(DiskStore(arguments.folder)) as store:
+        print(store.put(data).uri)
+    return 0
+
+
+def _get(arguments: argparse.Namespace) -> int:
+    from hermes_runtime.store.disk import DiskStore
+
+    with closing(DiskStore(arguments.folder)) as store:
+        for piece in store.get_pieces(_digest(store, arguments.address)):
+            sys.stdout.buffer.write(piece)
+    sys.stdout.buffer.flush()
+    return 0
+
+
+def _stat(arguments: argparse.Namespace) -> int:
+    from hermes_runtime.store.disk import DiskStore
+
+    with closing(DiskStore(arguments.folder)) as store:
+        known = store.stat([_digest(store, arguments.address)])[0]
+    told = {
+        "address": known.digest.uri,
+        "size_bytes": known.digest.size_bytes,
+        "state": known.state.value,
+        "expires_at": known.expires_at.isoformat() if known.expires_at else None,
+    }
+    _tell(told, as_json=arguments.json)
+    return 0
+
+
+def _fsck(arguments: argparse.Namespace) -> int:
+    from hermes_runtime.store.fsck import check
+
+    report = check(arguments.folder, repair=arguments.repair)
+    _tell(asdict(report), as_json=arguments.json)
+    return 0 if report.is_sound or report.repaired else 1
+
+
+def _gc(arguments: argparse.Namespace) -> int:
+    from hermes_runtime.store.disk import DiskStore
+
+    with closing(DiskStore(arguments.folder)) as store:
+        blobs, size_bytes = store.collect_garbage(datetime.now(UTC))
+    _tell({"blobs": blobs, "size_bytes": size_bytes}, as_json=arguments.json)
+    return 0
+
+
+def _tell(told: dict[str, object], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(told))
+        return
+    for name, value in told.items():
+        lines = value if isinstance(value, list | tuple) else [value]
+        print(f"{name}: " + "\n  ".join(str(line) for line in lines))

@@ -1,0 +1,9 @@
+"""Processes: how they are started, sealed, watched, restarted, stopped, and how they call each other.
+
+tree.py          a run's processes: start, wait until ready, restart the dead, stop in order
+parent.py        a child ends when its parent does
+seal.py          from here on no process can open any but Unix sockets
+seal_counter.py  the process that counts who tried
+seccomp.py       the filter itself
+rpc.py           gRPC over Unix sockets: server, channel, errors
+"""
