@@ -14,8 +14,8 @@ from hermes.act.v1 import act_pb2 as pb
 from hermes.agent.v1 import agent_pb2
 from hermes.model.v1 import model_pb2
 from hermes_runtime.agents.conversation import Assignment, Say, sources_of, tried_patches
-from hermes_runtime.agents.drafts import Draft, Workbench
-from hermes_runtime.agents.edits import ast_key, edits_of
+from hermes_runtime.agents.drafts import Draft, Workbench, replaced_line
+from hermes_runtime.agents.edits import Edit, ast_key, edits_of
 from hermes_runtime.agents.patch import apply_patch, make_patch, paths_of
 from hermes_runtime.agents.planner import WINDOWS_MAX
 from hermes_runtime.agents.prompts import chat, line_repair
@@ -60,7 +60,7 @@ class Coder:
             patches = await self._chatted(assignment, places, sources, refusals)
             fresh = unseen(patches, tried, sources)[: profile.candidates]
         else:
-            drafts = await self._beamed(assignment, places, sources)
+            drafts = await self._beamed(assignment, places, sources, tried)
             fresh = Workbench(sources).best(drafts, tried, count=profile.candidates)
         candidates = [
             pb.Candidate(id=f"r{inbox.asked.round}c{index}", patch=patch, score=score)
@@ -82,8 +82,13 @@ class Coder:
         """Nothing is held."""
 
     async def _beamed(
-        self, assignment: Assignment, places: Sequence[pb.Place], sources: Mapping[str, str]
+        self,
+        assignment: Assignment,
+        places: Sequence[pb.Place],
+        sources: Mapping[str, str],
+        tried: set[str],
     ) -> list[Draft]:
+        gone = {replaced_line(patch) for patch in tried}
         evidence = evidence_of(assignment.inbox.evidence())
         chosen = places[:LINES_MAX]
         found: list[Draft] = []
@@ -93,7 +98,12 @@ class Coder:
             try:
                 if assignment.inbox.asked.round == 1:  # asked again, it would write the same
                     found += await self._completed(assignment, block, prompt)
-                found += await self._scored(assignment, block, prompt, sources[block.window.path])
+                edits = [
+                    edit
+                    for edit in edits_of(sources[block.window.path], list(block.places))
+                    if (block.window.path, edit.line, edit.new_line) not in gone
+                ]
+                found += await self._scored(assignment, block, prompt, edits)
             except ContextTooShort as error:  # a window of long lines is left out, if another one fits
                 too_long = error
         if too_long is not None and not found:
@@ -126,13 +136,15 @@ class Coder:
         return found
 
     async def _scored(
-        self, assignment: Assignment, block: WindowOfPlaces, prompt: model_pb2.Prompt, source: str
+        self,
+        assignment: Assignment,
+        block: WindowOfPlaces,
+        prompt: model_pb2.Prompt,
+        untried: Sequence[Edit],
     ) -> list[Draft]:
-        """Every single edit of the window's places, by how likely the model finds it."""
+        """Single edits of the window's places, by how likely the model finds them."""
         window = block.window
-        edits = edits_of(source, list(block.places))
-        edits.sort(key=lambda edit: -block.places[edit.line].score)
-        del edits[EDITS_MAX:]
+        edits = sorted(untried, key=lambda edit: -block.places[edit.line].score)[:EDITS_MAX]
         if not edits:
             return []
         rows = [window.line_numbers.index(edit.line) for edit in edits]

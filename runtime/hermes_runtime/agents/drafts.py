@@ -71,10 +71,16 @@ class Workbench:
 
     def _key_of_patch(self, patch: str) -> tuple[str, int, str] | None:
         """The key of a patch that replaces one line; None of any other."""
-        files = parse(patch)
-        changed = [line for file in files for hunk in file.hunks for line in hunk.lines if line[0] in "+-"]
-        if len(files) != 1 or [line[0] for line in changed] != ["-", "+"] or files[0].path not in self._lines:
-            return None
-        hunk = files[0].hunks[0]
-        line = hunk.old_start + next(i for i, text in enumerate(hunk.lines) if text[0] == "-")
-        return self._key(files[0].path, line, changed[1][1:].rstrip("\r\n"))
+        replaced = replaced_line(patch)
+        return self._key(*replaced) if replaced and replaced[0] in self._lines else None
+
+
+def replaced_line(patch: str) -> tuple[str, int, str] | None:
+    """File, line (from 1) and new text of a patch that replaces one line; None of any other."""
+    files = parse(patch)
+    changed = [line for file in files for hunk in file.hunks for line in hunk.lines if line[0] in "+-"]
+    if len(files) != 1 or [line[0] for line in changed] != ["-", "+"]:
+        return None
+    hunk = files[0].hunks[0]
+    line = hunk.old_start + next(i for i, text in enumerate(hunk.lines) if text[0] == "-")
+    return files[0].path, line, changed[1][1:].rstrip("\r\n")

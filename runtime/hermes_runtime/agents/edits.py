@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
+from functools import lru_cache
 
 from hermes_runtime.errors import BadInput
 
@@ -260,7 +261,9 @@ def _is_text(node: ast.AST) -> bool:
     )
 
 
+@lru_cache(maxsize=8)
 def _scan(source: str) -> _Scan | None:
+    """The source, parsed; kept, since the same few files are asked about round after round."""
     if "\f" in source or "\r" in source.replace("\r\n", ""):
         return None
     try:

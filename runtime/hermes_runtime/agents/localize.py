@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 
 from hermes.act.v1 import act_pb2 as pb
 
@@ -39,7 +40,8 @@ def suspicious_lines(spectrum: pb.Spectrum, sources: Mapping[str, str]) -> list[
     return sorted(places, key=lambda place: (-place.ochiai, place.file_path, place.line))
 
 
-def _statement_lines(source: str) -> dict[int, range]:
+@lru_cache(maxsize=32)
+def _statement_lines(source: str) -> Mapping[int, range]:
     """For the first line of each statement, its lines; of a compound statement, those of its head."""
     try:
         tree = ast.parse(source)

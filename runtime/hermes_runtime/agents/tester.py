@@ -21,7 +21,7 @@ from hermes_runtime.sandbox.suite import Status, TestReport, TestSuite, open_sui
 PASSING = frozenset({Status.PASSED, Status.XFAILED})
 KEEPING = PASSING | {Status.SKIPPED}
 
-PATIENCE_FACTOR, PATIENCE_SECONDS_MIN = 4.0, 2.0
+PATIENCE_FACTOR, PATIENCE_SECONDS_MIN = 3.0, 1.5
 """A candidate whose tests take this many times as long as all tests did under coverage loops."""
 
 LOG_BYTES_MAX = 64 * 1024

@@ -124,9 +124,7 @@ class Desk:
         instance = job.instance
         self._progress.phase(instance.instance_id, job.arm.name, "grading", talk.rounds)
         started = time.perf_counter()
-        found = (
-            await grade(instance, job.tree, talk.patch, self._sandbox) if talk.patch else _no_patch(instance)
-        )
+        found = await self._grade(instance, job, talk.patch)
         result = Result(
             run=job.run,
             instance_id=instance.instance_id,
