@@ -110,7 +110,7 @@ async def test_the_ledger_bills_every_byte_that_crosses_an_agents_socket(name, t
     )
     post = PostOffice(run="r", instance="i", arm=arm(name), attempt=1, store=NoStore())
     spectrum = pb.Spectrum(
-        files=[pb.FileSpectrum(file_path="m.py", lines=[2], failing=[1], passing=[0])], failing_count=1
+        files=[pb.FileSpectrum(file_path="m.py", line_steps=[2], failing=[1], passing=[0])], failing_count=1
     )
     header = pb.Header(repo="r", task_type="task")
     task = await post.write(pb.ACT_KIND_INFORM, pb.Content(task=pb.Task(tree=str(tmp_path))), header)

@@ -19,7 +19,7 @@ from hermes.store.v1 import store_pb2
 from hermes_runtime.acts import build, codec, ledger
 from hermes_runtime.acts.arms import Arm
 from hermes_runtime.acts.post import Letter, PostOffice, reply
-from hermes_runtime.acts.resolve import BlobCache, note_shown, resolve
+from hermes_runtime.acts.resolve import BlobCache, resolve
 from hermes_runtime.errors import NotFound
 from hermes_runtime.store.client import Cost
 from hermes_runtime.store.digest import Digest
@@ -134,11 +134,11 @@ def content(name: str, size_bytes: int, seed: str = "") -> pb.Content:
         case "log":
             return pb.Content(log=pb.Log(text=words(text, f"log {seed}")))
         case "spectrum":
-            lines = range(1, max(2, text // 4))
+            lines = range(1, max(2, text // 3))
             spread = random.Random(seed)
             file = pb.FileSpectrum(
                 file_path="boltons/iterutils.py",
-                lines=lines,
+                line_steps=[1 for _ in lines],
                 failing=[spread.randint(0, 2) for _ in lines],
                 passing=[spread.randint(0, 90) for _ in lines],
             )
@@ -193,7 +193,9 @@ class Player:
             if act.WhichOneof("payload") == "anchor" and build.name_of_alias(act.anchor.alias) == "log":
                 whole = act.anchor.digest.size_bytes // 4
                 head = len(act.anchor.head) // 4 + 2
-                note_shown(expense, act.anchor, prompt_tokens=head, inline_tokens=whole)
+                expense.dereferences.append(
+                    agent_pb2.Dereference(digest=act.anchor.digest, prompt_tokens=head, inline_tokens=whole)
+                )
                 self.heard.append(None)
             elif act.WhichOneof("payload") != "text":
                 self.heard.append(await resolve(act, self._store, self.cache, expense))

@@ -35,7 +35,7 @@ spectra = st.builds(
         st.builds(
             pb.FileSpectrum,
             file_path=text,
-            lines=st.lists(small, max_size=5),
+            line_steps=st.lists(small, max_size=5),
             failing=st.lists(small, max_size=5),
             passing=st.lists(small, max_size=5),
         ),

@@ -9,7 +9,7 @@ import pytest
 from hermes.act.v1 import act_pb2 as pb
 from hermes.agent.v1 import agent_pb2
 from hermes_runtime.acts import build
-from hermes_runtime.acts.resolve import BlobCache, note_shown, resolve
+from hermes_runtime.acts.resolve import BlobCache, resolve
 from hermes_runtime.errors import BadInput, Damaged, Malformed, NotFound
 from hermes_runtime.store.client import Cost
 from hermes_runtime.store.digest import Digest
@@ -110,11 +110,3 @@ def test_a_cache_holds_no_more_than_it_may_and_forgets_the_least_used():
     cache.keep(b"t", Digest.of(bytes(251)), bytes(251))
     cache.keep(b"t", digests[0], blobs[0])
     assert cache.size_bytes == 200
-
-
-def test_what_a_prompt_showed_is_noted():
-    expense = agent_pb2.Expense()
-    note_shown(expense, anchored().anchor, prompt_tokens=12, inline_tokens=400)
-    assert expense.dereferences[0] == agent_pb2.Dereference(
-        digest=DIGEST.to_proto(), prompt_tokens=12, inline_tokens=400
-    )

@@ -88,7 +88,7 @@ def assignment(
 
 
 def spectrum() -> pb.Content:
-    file = pb.FileSpectrum(file_path="m.py", lines=[2, 3, 4], failing=[1, 1, 1], passing=[0, 0, 0])
+    file = pb.FileSpectrum(file_path="m.py", line_steps=[2, 1, 1], failing=[1, 1, 1], passing=[0, 0, 0])
     return pb.Content(spectrum=pb.Spectrum(files=[file], failing_count=1))
 
 

@@ -30,8 +30,10 @@ def test_ochiai(failing, passing, failing_count, expected):
 
 def spectrum(*lines):
     file = pb.FileSpectrum(file_path="m.py")
+    before = 0
     for line, failing, passing in lines:
-        file.lines.append(line)
+        file.line_steps.append(line - before)
+        before = line
         file.failing.append(failing)
         file.passing.append(passing)
     return pb.Spectrum(files=[file], failing_count=1, passing_count=3)

@@ -103,7 +103,7 @@ def head_of(content: pb.Content) -> str:
         case "log":
             head = _telling_line(content.log.text)
         case "spectrum":
-            lines = sum(len(file.lines) for file in content.spectrum.files)
+            lines = sum(len(file.line_steps) for file in content.spectrum.files)
             head = f"{lines} lines of {len(content.spectrum.files)} files run by tests"
         case "places":
             head = f"{len(content.places.places)} suspicious places"

@@ -97,12 +97,3 @@ def note_call(expense: agent_pb2.Expense, cost: Cost) -> None:
             seconds=cost.seconds,
         )
     )
-
-
-def note_shown(
-    expense: agent_pb2.Expense, anchor: pb.Anchor, *, prompt_tokens: int, inline_tokens: int
-) -> None:
-    """Add to an expense that a prompt showed an anchor's head (or its content) in so many tokens."""
-    expense.dereferences.append(
-        agent_pb2.Dereference(digest=anchor.digest, prompt_tokens=prompt_tokens, inline_tokens=inline_tokens)
-    )

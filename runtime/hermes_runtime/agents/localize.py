@@ -10,6 +10,7 @@ import ast
 import math
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from itertools import accumulate
 
 from hermes.act.v1 import act_pb2 as pb
 
@@ -29,7 +30,8 @@ def suspicious_lines(spectrum: pb.Spectrum, sources: Mapping[str, str]) -> list[
     for file in spectrum.files:
         spans = _statement_lines(sources.get(file.file_path, ""))
         best: dict[int, float] = {}
-        for line, failing, passing in zip(file.lines, file.failing, file.passing, strict=True):
+        lines = accumulate(file.line_steps)
+        for line, failing, passing in zip(lines, file.failing, file.passing, strict=True):
             suspicion = ochiai(failing, passing, spectrum.failing_count)
             if suspicion > 0:
                 for covered in spans.get(line, (line,)):

@@ -182,13 +182,15 @@ def spectrum_of(report: TestReport) -> pb.Spectrum:
     spectrum = pb.Spectrum(failing_count=len(failing), passing_count=len(passing))
     for path in sorted(report.coverage):
         file = pb.FileSpectrum(file_path=path)
+        before = 0
         for line in sorted(report.coverage[path]):
             tests = report.coverage[path][line]
             if ran_failing := len(tests & failing):
-                file.lines.append(line)
+                file.line_steps.append(line - before)
+                before = line
                 file.failing.append(ran_failing)
                 file.passing.append(len(tests & passing))
-        if file.lines:
+        if file.line_steps:
             spectrum.files.append(file)
     return spectrum
 

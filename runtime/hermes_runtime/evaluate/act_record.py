@@ -120,7 +120,7 @@ def _said(content: act_pb2.Content) -> tuple[str, tuple[str, ...], str]:
             return _line(lines[-1]) if lines else "(empty log)", (), content.log.text[-BODY_CHARACTERS:]
         case "spectrum":
             spectrum = content.spectrum
-            lines_count = sum(len(file.lines) for file in spectrum.files)
+            lines_count = sum(len(file.line_steps) for file in spectrum.files)
             tests = f"{spectrum.failing_count} failing and {spectrum.passing_count} passing tests"
             said = f"{_count(lines_count, 'line')} of {_count(len(spectrum.files), 'file')} run by {tests}"
             return said, (), ""

@@ -533,14 +533,16 @@ class FileSpectrum(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FILE_PATH_FIELD_NUMBER: _builtins.int
-    LINES_FIELD_NUMBER: _builtins.int
+    LINE_STEPS_FIELD_NUMBER: _builtins.int
     FAILING_FIELD_NUMBER: _builtins.int
     PASSING_FIELD_NUMBER: _builtins.int
     file_path: _builtins.str
     """File, relative to the tree."""
     @_builtins.property
-    def lines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Lines, from 1, ascending."""
+    def line_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Lines, from 1, ascending, each as its distance from the one before (the first: from 0). Most are 1, so
+        that a long list costs a byte a line, and next to nothing where the transport compresses.
+        """
 
     @_builtins.property
     def failing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -554,13 +556,13 @@ class FileSpectrum(_message.Message):
         self,
         *,
         file_path: _builtins.str = ...,
-        lines: _abc.Iterable[_builtins.int] | None = ...,
+        line_steps: _abc.Iterable[_builtins.int] | None = ...,
         failing: _abc.Iterable[_builtins.int] | None = ...,
         passing: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failing", b"failing", "file_path", b"file_path", "lines", b"lines", "passing", b"passing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failing", b"failing", "file_path", b"file_path", "line_steps", b"line_steps", "passing", b"passing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
