@@ -1,0 +1,113 @@
+"""What `decide` is given and what it gives back, as values; no client, no clock.
+
+`Run` is a HermesRun as the API has it, its document read; `Children` are the objects made for it, as
+last seen. `Decision` is what to do now and when to look again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import NamedTuple
+
+from hermes_operator.names import RunId, run_id
+from hermes_operator.status import Manifest, Status
+from hermes_runtime.document import HermesRun
+
+
+class RunKey(NamedTuple):
+    """Which run."""
+
+    namespace: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One HermesRun, as last seen."""
+
+    key: RunKey
+    uid: str
+    generation: int
+    created_at: datetime
+    is_deleted: bool
+    """A deletion was asked for; the cluster collects the children."""
+    labels: Mapping[str, str]
+    document: HermesRun | str
+    """The document, or why it cannot be read."""
+    status: Status
+
+    @property
+    def run_id(self) -> RunId:
+        """The run's id in the store."""
+        return run_id(self.key.namespace, self.key.name, self.uid)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Children:
+    """What was made for a run, as last seen."""
+
+    jobs: Mapping[str, Manifest] = field(default_factory=dict)
+    """By name: the Jobs of attempts, and the pull Job."""
+    pods: Mapping[str, Manifest] = field(default_factory=dict)
+    """By name: pods of any of these Jobs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Apply:
+    """Server-side apply of a whole object, as its only writer."""
+
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delete:
+    """Delete an object and, in the background, what it owns. Not there is as good."""
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+
+
+Action = Apply | Delete
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announcement:
+    """An Event to be emitted once the status that goes with it is written."""
+
+    is_warning: bool
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """Actions first, in order; then the status if it differs; then the announcements."""
+
+    actions: tuple[Action, ...] = ()
+    status: Status
+    announcements: tuple[Announcement, ...] = ()
+    next_at: datetime | None = None
+    """Look again then, whatever happens; None: only when something changes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installation:
+    """What this installation gives every run: images, the store, the model cache."""
+
+    runtime_image: str
+    image_pull_policy: str = "IfNotPresent"
+    image_pull_secrets: tuple[str, ...] = ()
+    store_address: str = "hermes-store:7443"
+    """host:port of the store's Service."""
+    store_ca_configmap: str = ""
+    """ConfigMap in the run's namespace whose key ca.crt signs the store's certificate; "": no TLS."""
+    model_claim: str = ""
+    """PersistentVolumeClaim of the model cache in the run's namespace; "": bundled models only."""
+    hub_token_secret: str = ""
+    """Secret with key `token` for gated models; "": none."""
+    max_concurrent_runs: int = 0
+    """Runs at a time in all namespaces together; 0: as many as there are."""
