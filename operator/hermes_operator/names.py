@@ -9,6 +9,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NewType
 
+from hermes_runtime.document import ATTEMPT_MAX as ATTEMPT_MAX
+
 GROUP, VERSION = "hermes.dev", "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 KIND, PLURAL, SINGULAR, SHORT_NAME, CATEGORY = "HermesRun", "hermesruns", "hermesrun", "hr", "hermes"
@@ -36,9 +38,6 @@ COMPONENT_RUN, COMPONENT_PULL = "run", "pull"
 SELECTOR = f"{LABEL_MANAGED_BY}={MANAGER}"
 """Selects every Job and Pod that the operator made."""
 
-ATTEMPT_MAX = 99
-"""Attempts of one run; keeps the names of its pods within 63 characters."""
-
 
 def run_id(namespace: str, name: str, uid: str) -> RunId:
     """The run's id in the store."""
@@ -62,7 +61,8 @@ def job_name(run: str, attempt: int) -> str:
 
 def pull_name(run: str) -> str:
     """The Job that fetches and verifies the run's model."""
-    return f"hermes-pull-{run}"
+    # Ends in a word and not in a number, so that it is no other run's Job.
+    return f"hermes-{run}-pull"
 
 
 def run_labels(run: str, component: str) -> dict[str, str]:
@@ -122,21 +122,25 @@ class Reason(StrEnum):
     DOCUMENT_INVALID = "DocumentInvalid"
     NOT_ON_A_CLUSTER = "NotOnACluster"
     """The document asks for what only one machine can give, a file beside it for instance."""
-    WAITING_FOR_TURN = "WaitingForTurn"
     # ModelVerified
     BUNDLED = "Bundled"
     PULLING = "Pulling"
     TREE_VERIFIED = "TreeVerified"
+    VERIFIED_WHEN_LOADED = "VerifiedWhenLoaded"
+    """A folder of the model cache: the model process checks it before it loads it."""
     TREE_DAMAGED = "TreeDamaged"
     PULL_FAILED = "PullFailed"
     GATED = "Gated"
     REVISION_NOT_FOUND = "RevisionNotFound"
     # Started
+    WAITING_FOR_TURN = "WaitingForTurn"
+    WAITING_FOR_MODEL = "WaitingForModel"
     WAITING_FOR_PODS = "WaitingForPods"
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     VOLUME_NOT_BOUND = "VolumeNotBound"
-    QUOTA_EXCEEDED = "QuotaExceeded"
+    PODS_OF_BEFORE = "PodsOfBefore"
+    """Pods of an earlier attempt or Job are not gone yet."""
     DRIVER_STARTED = "DriverStarted"
     SUSPENDED = "Suspended"
     WAITING_IN_QUEUE = "WaitingInQueue"

@@ -62,6 +62,21 @@ class Apply:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Patch:
+    """JSON merge patch of a few fields of an object that is there. Not there is an error that heals itself.
+
+    For what is edited after it was made: a Job's pod template never changes again, so applying the whole
+    Job would be refused as soon as the runtime's image has changed, or a queue has added its node selector.
+    """
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+    patch: Manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Delete:
     """Delete an object and, in the background, what it owns. Not there is as good."""
 
@@ -71,7 +86,7 @@ class Delete:
     name: str
 
 
-Action = Apply | Delete
+Action = Apply | Patch | Delete
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,8 @@ _Kind = TypeVar("_Kind", bound=StrEnum)
 Manifest = dict[str, Any]
 """An object of the Kubernetes API as JSON."""
 
-MESSAGE_CHARACTERS_MAX = 300
-"""Longest message of a condition or failure; the rest is in the logs."""
+MESSAGE_BYTES_MAX = 300
+"""Longest message of a condition or failure, in UTF-8; the rest is in the logs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +97,12 @@ class Status:
     arms: tuple[ArmProgress, ...] = ()
     counted_indexes: str = ""
     """Finished shards whose counts are in `done` and `arms`, as Kubernetes writes them: "0-3,7"."""
+    counted_job: str = ""
+    """uid of the Job that `counted_indexes` is about: a Job made again counts again."""
+    hermetic_shards: int = 0
+    """Counted shards in which sockets were counted and none was tried."""
+    moved_at: datetime | None = None
+    """When the counts last moved; they move every few seconds at most."""
     loaded: Loaded | None = None
     manifest_ref: str = ""
     failure: Failure | None = None
@@ -149,6 +155,9 @@ class Status:
                 "total": self.total,
                 "arms": [{"name": a.name, "done": a.done, "solved": a.solved} for a in self.arms],
                 "countedIndexes": self.counted_indexes,
+                "countedJob": self.counted_job,
+                "hermeticShards": self.hermetic_shards,
+                "movedAt": _written(self.moved_at) or "",
                 "doneOfTotal": f"{self.done}/{self.total}",
                 "solved": " ".join(f"{a.name} {a.solved}/{a.done}" for a in self.arms),
             },
@@ -202,6 +211,9 @@ class Status:
                 for a in progress.get("arms") or ()
             ),
             counted_indexes=str(progress.get("countedIndexes") or ""),
+            counted_job=str(progress.get("countedJob") or ""),
+            hermetic_shards=int(progress.get("hermeticShards") or 0),
+            moved_at=read_instant(progress.get("movedAt")),
             loaded=Loaded(
                 device=str(loaded.get("device") or ""),
                 dtype=str(loaded.get("dtype") or ""),
@@ -237,9 +249,10 @@ class Status:
 
 def cut(message: str) -> str:
     """The message, or its beginning."""
-    if len(message) <= MESSAGE_CHARACTERS_MAX:
+    written = message.encode()
+    if len(written) <= MESSAGE_BYTES_MAX:
         return message
-    return message[: MESSAGE_CHARACTERS_MAX - 1] + "…"
+    return written[: MESSAGE_BYTES_MAX - 3].decode(errors="ignore") + "…"
 
 
 def read_instant(text: object) -> datetime | None:
