@@ -65,11 +65,34 @@ def add(commands: Commands) -> None:
         "--repair", action="store_true", help="quarantine what is damaged, drop what is half-written"
     )
     gc = verb(verbs, "gc", "Delete blobs that nothing holds.", _gc, example="hermes store gc --folder s")
+    backup = verb(
+        verbs,
+        "backup",
+        "Copy a store, also one that is being served; only blobs that are not there yet.",
+        _backup,
+        example="hermes store backup --folder runs/quickstart/store --to /mnt/backup",
+    )
+    where = backup.add_mutually_exclusive_group(required=True)
+    where.add_argument("--folder", type=Path, help="the store's folder, on this machine")
+    where.add_argument("--socket", type=Path, help="or the socket at which it is served")
+    backup.add_argument("--to", type=Path, required=True, help="folder of the backup; made if missing")
+    backup.add_argument(
+        "--verify", action="store_true", help="read again what is there, and copy what has changed"
+    )
+    restore = verb(
+        verbs,
+        "restore",
+        "Make an empty folder the store that was backed up, and check all of it.",
+        _restore,
+        example="hermes store restore --from /mnt/backup --folder s",
+    )
+    restore.add_argument("--from", dest="source", type=Path, required=True, help="folder of the backup")
+    restore.add_argument("--folder", type=Path, required=True, help="the new store's folder; empty")
     for parser in (put, get, stat, fsck, gc):
         parser.add_argument(
             "--folder", type=Path, required=True, help="the store's folder; nobody may serve it"
         )
-    for parser in (stat, fsck, gc):
+    for parser in (stat, fsck, gc, backup, restore):
         parser.add_argument("--json", action="store_true", help="the result as JSON")
 
 
@@ -153,6 +176,37 @@ def _gc(arguments: argparse.Namespace) -> int:
         blobs, size_bytes = store.collect_garbage(datetime.now(UTC))
     _tell({"blobs": blobs, "size_bytes": size_bytes}, as_json=arguments.json)
     return 0
+
+
+def _backup(arguments: argparse.Namespace) -> int:
+    from hermes_runtime.store.backup import Copied, backup, door
+    from hermes_runtime.store.client import StoreClient
+
+    async def from_socket(socket: Path) -> Copied:
+        async with StoreClient(socket) as client:
+            return await backup(client, arguments.to.absolute(), verify=arguments.verify, say=_say)
+
+    async def from_folder(folder: Path) -> Copied:
+        async with door(folder.absolute()) as socket:
+            return await from_socket(socket)
+
+    call = from_socket(arguments.socket) if arguments.socket else from_folder(arguments.folder)
+    done = asyncio.run(call)
+    told = {**done.manifest.model_dump(mode="json"), "copied": done.copied, "copied_bytes": done.copied_bytes}
+    _tell(told, as_json=arguments.json)
+    return 1 if done.manifest.damaged else 0
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    from hermes_runtime.store.backup import restore
+
+    report = restore(arguments.source.absolute(), arguments.folder.absolute(), say=_say)
+    _tell(asdict(report), as_json=arguments.json)
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _tell(told: dict[str, object], *, as_json: bool) -> None:

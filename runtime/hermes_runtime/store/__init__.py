@@ -16,6 +16,7 @@
     service.py     the port over gRPC (`hermes store serve`)
     client.py      the port as a caller sees it, over gRPC, with the bytes of each call
     fsck.py        checks everything, repairs what can be
+    backup.py      a backup of a store that goes on serving, and the way back
 
 A blob is bytes under sha256 + size, verified at every read. A lease keeps blobs alive until an
 absolute instant; an event keeps the blobs it names for ever. A blob that nothing keeps is readable

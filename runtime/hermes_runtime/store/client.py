@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
+from grpc import aio
 
 from hermes.store.v1 import store_pb2, store_pb2_grpc
 from hermes_runtime.errors import BadInput, Damaged, PeerLost
@@ -84,7 +85,9 @@ class _Meter:
 
 
 class StoreClient:
-    """A store at a Unix socket. An async context manager; safe for many tasks of one loop.
+    """A store at a Unix socket, or at the other end of a channel, which it then owns.
+
+    An async context manager; safe for many tasks of one loop.
 
     Its calls raise what `Store` raises, and PeerLost and TimedOut, where repeating the call helps and
     is safe.
@@ -92,7 +95,7 @@ class StoreClient:
 
     def __init__(
         self,
-        socket: Path,
+        socket: Path | aio.Channel,
         *,
         timeout_seconds: float = 30.0,
         patience_seconds: float = 0.0,
@@ -102,7 +105,7 @@ class StoreClient:
         self._timeout_seconds = timeout_seconds
         self._patience_seconds = patience_seconds
         self._on_cost = on_cost
-        self._channel = rpc.channel(socket)
+        self._channel = rpc.channel(socket) if isinstance(socket, Path) else socket
         # An aio channel makes an async stub; the two have the same names and the stubs' types differ.
         self._stub: Any = store_pb2_grpc.StoreServiceStub(self._channel)
 
@@ -187,6 +190,24 @@ class StoreClient:
         if len(data) != end - start or (is_whole and Digest.of(data) != digest):
             raise Damaged(f"blob {digest} changed on its way from the store: get it again")
         return data, meter.cost()
+
+    async def get_pieces(self, digest: Digest) -> AsyncGenerator[bytes, None]:
+        """A whole blob in pieces, which the store has verified; the caller verifies what it made of them."""
+        request = store_pb2.GetStreamRequest(digest=digest.to_proto())
+        async for piece in self._stream(_Meter("GetStream", digest), self._stub.GetStream, request):
+            yield piece.data
+
+    async def backup(self, *, timeout_seconds: float) -> AsyncGenerator[bytes | Digest, None]:
+        """A copy of the database in pieces, then its digest. Closed by its caller: until then the store
+        collects no garbage."""
+        meter, request = _Meter("Backup", None), store_pb2.BackupRequest()
+        meter.sent(request)
+        try:
+            async for found in rpc.stream(self._stub.Backup, request, timeout_seconds=timeout_seconds):
+                meter.received(found)
+                yield Digest.from_proto(found.digest) if found.HasField("digest") else found.data
+        finally:
+            self._on_cost(meter.cost())
 
     async def stat(self, digests: Collection[Digest]) -> list[BlobStat]:
         """What is known of each, in order."""

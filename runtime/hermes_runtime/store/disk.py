@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 
 import apsw
 
-from hermes_runtime.errors import BadInput, Damaged, Denied, HermesError
+from hermes_runtime.errors import BadInput, Busy, Damaged, Denied, HermesError
 from hermes_runtime.store import (
     DEFAULT_LEASE,
     DEFAULT_TTL_SECONDS,
@@ -46,6 +46,9 @@ ROW_BYTES_MAX = 64 * 1024
 
 ROW_COST_BYTES = 16 * 1024
 """What a change writes besides the blob: a few pages. Only for the message of a full disk."""
+
+UNFINISHED_RESTORE = "restore.unfinished"
+"""A file that is there from a restore's first step to its last; a folder with it is no store yet."""
 
 _READERS = 4
 _PAGE_ROWS = 200
@@ -89,7 +92,7 @@ class DiskStore:
         Raises:
             Busy: another process owns the folder.
             Unsupported: a newer version wrote it.
-            Damaged: the database is not readable.
+            Damaged: the database is not readable, or a restore to this folder was cut off.
             Denied: the folder cannot be made private to its owner.
         """
         self._folder = folder
@@ -97,9 +100,14 @@ class DiskStore:
         self._clock = clock
         self._gate = Gate()
         self._may_have_orphans = True
+        self._backups: set[object] = set()
         self._is_closed = False
         self._readers: queue.LifoQueue[apsw.Connection | None] = queue.LifoQueue()
         _make_private(folder)
+        if (folder / UNFINISHED_RESTORE).exists():
+            raise Damaged(
+                f"a restore to {folder} was cut off: run `hermes store restore` again, or empty the folder"
+            )
         self._lock = FolderLock(folder)
         try:
             with translated(folder, ROW_COST_BYTES):
@@ -122,6 +130,10 @@ class DiskStore:
     def folder(self) -> Path:
         """The folder that it owns."""
         return self._folder
+
+    def tell(self, socket: Path) -> None:
+        """Say in the folder where this store answers, to programs that find it in use."""
+        self._lock.tell(socket)
 
     # Blobs
 
@@ -222,6 +234,10 @@ class DiskStore:
             return [(sha256, size_bytes) for _, sha256, size_bytes, _ in dead]
 
         with self._gate.alone():
+            if self._backups:
+                raise Busy(
+                    f"a backup of {self._folder} is being taken: nothing is collected until it is done"
+                )
             dead = self._write(change)
             with translated(self._folder, 0):
                 for sha256, _ in dead:
@@ -229,6 +245,36 @@ class DiskStore:
                 if self._may_have_orphans:
                     self._delete_orphans()
         return len(dead), sum(size_bytes for _, size_bytes in dead)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Collect nothing meanwhile (`collect_garbage` is Busy); what is in the store can be read."""
+        mine = object()
+        with self._gate.alone():  # not in the middle of a collection
+            self._backups.add(mine)
+        try:
+            yield
+        finally:
+            self._backups.remove(mine)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Path]:
+        """A file with a copy of the database as it is at one instant; deleted at the end.
+
+        It is made by SQLite's backup in one step, from a reader's connection of this process: one
+        transaction sees it all, and in WAL mode no writer waits for it.
+        """
+        with self._files.apart() as copy:
+            needed_bytes = (self._folder / "store.db").stat().st_size
+            with self._reading() as source, translated(self._folder, needed_bytes):
+                target = apsw.Connection(str(copy))
+                try:
+                    with target.backup("main", source, "main") as backup:
+                        backup.step()
+                    target.pragma("journal_mode", "delete")
+                finally:
+                    target.close()
+            yield copy
 
     def find(self, sha256_start: str) -> list[Digest]:
         """Digests whose hexadecimal form starts so, sorted; for people who have only a part of one."""

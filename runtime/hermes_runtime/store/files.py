@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hermes_runtime.store.digest import Digest
@@ -43,15 +44,14 @@ class BlobFiles:
         if len(list(self._objects.iterdir())) < _PREFIXES:  # made once: no put waits for a folder
             for prefix in range(_PREFIXES):
                 (self._objects / f"{prefix:02x}").mkdir(mode=0o700, exist_ok=True)
-            _sync_folder(self._objects)
-            _sync_folder(folder)
+            sync_folder(self._objects)
+            sync_folder(folder)
         for left_over in self._temp.iterdir():
             left_over.unlink()
 
     def path(self, sha256: bytes) -> Path:
         """Where the blob's file is or would be."""
-        name = sha256.hex()
-        return self._objects / name[:2] / name[2:]
+        return object_path(self._folder, sha256)
 
     def quarantine_path(self, sha256: bytes) -> Path:
         """Where the damaged file is or would be."""
@@ -92,7 +92,7 @@ class BlobFiles:
             self._at("before rename")
             temp.rename(path)
             self._at("renamed")
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
             self._at("folder synced")
 
     def read(self, digest: Digest, start: int, end: int) -> bytes | None:
@@ -173,6 +173,17 @@ class BlobFiles:
                 if (sha256 := bytes.fromhex(folder.name + path.name)) not in known:
                     yield sha256
 
+    @contextmanager
+    def apart(self) -> Iterator[Path]:
+        """An empty file in the same file system, for its caller alone; deleted at the end."""
+        with translated(self._folder, 0):
+            descriptor, name = tempfile.mkstemp(dir=self._temp)
+        os.close(descriptor)
+        try:
+            yield Path(name)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
     def free_bytes(self) -> int:
         """What the disk has left."""
         return shutil.disk_usage(self._folder).free
@@ -184,7 +195,14 @@ def _write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _sync_folder(folder: Path) -> None:
+def object_path(folder: Path, sha256: bytes) -> Path:
+    """Where a blob's file lies below a store's folder."""
+    name = sha256.hex()
+    return folder / "objects" / name[:2] / name[2:]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

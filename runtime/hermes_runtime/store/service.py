@@ -7,9 +7,11 @@ store collects its garbage from time to time. Who may open the socket may call.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, aclosing
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import Any, TypeVar
 from grpc import aio
 
 from hermes.store.v1 import store_pb2, store_pb2_grpc
-from hermes_runtime.errors import BadInput, HermesError
+from hermes_runtime.errors import BadInput, HermesError, Unsupported
 from hermes_runtime.store import (
     DEFAULT_LEASE,
     DEFAULT_TTL_SECONDS,
@@ -178,6 +180,29 @@ class StoreServicer(store_pb2_grpc.StoreServiceServicer):
                 key=store_pb2.ResultKey(run=key.run, instance=key.instance, arm=key.arm), result=result
             )
 
+    async def Backup(
+        self, request: store_pb2.BackupRequest, context: Context
+    ) -> AsyncIterator[store_pb2.BackupResponse]:
+        if not isinstance(self._store, DiskStore):
+            raise Unsupported("this store is in memory: there is no database to copy")
+        with ExitStack() as until_the_caller_ends:
+            await self._run(until_the_caller_ends.enter_context, self._store.kept())
+            async with aclosing(self._copy(self._store)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            await asyncio.Event().wait()  # nothing is collected while the caller reads the blobs
+
+    async def _copy(self, store: DiskStore) -> AsyncGenerator[store_pb2.BackupResponse, None]:
+        hasher, size_bytes = hashlib.sha256(), 0
+        with ExitStack() as copying:
+            copy = await self._run(copying.enter_context, store.snapshot())
+            file = copying.enter_context(copy.open("rb"))
+            while piece := await self._run(file.read, PIECE_BYTES):
+                hasher.update(piece)
+                size_bytes += len(piece)
+                yield store_pb2.BackupResponse(data=piece)
+        yield store_pb2.BackupResponse(digest=Digest(hasher.digest(), size_bytes).to_proto())
+
 
 async def serve(
     socket: Path,
@@ -194,6 +219,7 @@ async def serve(
     """
     stop = stopping or asyncio.Event()
     store = await asyncio.to_thread(DiskStore, folder, default_ttl_seconds=default_ttl_seconds)
+    store.tell(socket)
     servicer = StoreServicer(store)
     try:
         async with asyncio.TaskGroup() as group:

@@ -102,6 +102,11 @@ class StoreServiceStub:
                 request_serializer=hermes_dot_store_dot_v1_dot_store__pb2.ListResultsRequest.SerializeToString,
                 response_deserializer=hermes_dot_store_dot_v1_dot_store__pb2.ListResultsResponse.FromString,
                 _registered_method=True)
+        self.Backup = channel.unary_stream(
+                '/hermes.store.v1.StoreService/Backup',
+                request_serializer=hermes_dot_store_dot_v1_dot_store__pb2.BackupRequest.SerializeToString,
+                response_deserializer=hermes_dot_store_dot_v1_dot_store__pb2.BackupResponse.FromString,
+                _registered_method=True)
 
 
 class StoreServiceServicer:
@@ -167,6 +172,7 @@ class StoreServiceServicer:
 
     def CollectGarbage(self, request, context):
         """CollectGarbage deletes every blob that no live lease and no event holds. Retry: safe.
+        ALREADY_EXISTS: a backup is being taken, nothing was collected.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -206,6 +212,16 @@ class StoreServiceServicer:
 
     def ListResults(self, request, context):
         """ListResults lists the results of a run, by (instance, arm). Retry: safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Backup(self, request, context):
+        """Backup sends a copy of the database as it is at one instant, in pieces, then one response without
+        data. Until the caller ends the call, the store collects no garbage, so that every blob that the
+        copy names can still be read. Retry: safe, from the first piece.
+        RESOURCE_EXHAUSTED: no room for the copy beside the database; FAILED_PRECONDITION: a store in memory.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -278,6 +294,11 @@ def add_StoreServiceServicer_to_server(servicer, server):
                     servicer.ListResults,
                     request_deserializer=hermes_dot_store_dot_v1_dot_store__pb2.ListResultsRequest.FromString,
                     response_serializer=hermes_dot_store_dot_v1_dot_store__pb2.ListResultsResponse.SerializeToString,
+            ),
+            'Backup': grpc.unary_stream_rpc_method_handler(
+                    servicer.Backup,
+                    request_deserializer=hermes_dot_store_dot_v1_dot_store__pb2.BackupRequest.FromString,
+                    response_serializer=hermes_dot_store_dot_v1_dot_store__pb2.BackupResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -634,6 +655,33 @@ class StoreService:
             '/hermes.store.v1.StoreService/ListResults',
             hermes_dot_store_dot_v1_dot_store__pb2.ListResultsRequest.SerializeToString,
             hermes_dot_store_dot_v1_dot_store__pb2.ListResultsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Backup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hermes.store.v1.StoreService/Backup',
+            hermes_dot_store_dot_v1_dot_store__pb2.BackupRequest.SerializeToString,
+            hermes_dot_store_dot_v1_dot_store__pb2.BackupResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -62,7 +62,9 @@ class StoreServiceStub:
     DropLease: _grpc.UnaryUnaryMultiCallable[_store_pb2.DropLeaseRequest, _store_pb2.DropLeaseResponse]
     """DropLease ends a lease; its blobs stay only if another lease holds them. Retry: safe."""
     CollectGarbage: _grpc.UnaryUnaryMultiCallable[_store_pb2.CollectGarbageRequest, _store_pb2.CollectGarbageResponse]
-    """CollectGarbage deletes every blob that no live lease and no event holds. Retry: safe."""
+    """CollectGarbage deletes every blob that no live lease and no event holds. Retry: safe.
+    ALREADY_EXISTS: a backup is being taken, nothing was collected.
+    """
     Append: _grpc.UnaryUnaryMultiCallable[_store_pb2.AppendRequest, _store_pb2.AppendResponse]
     """Append adds one event to a stream. ABORTED: the event's `previous` is not the stream's head, a
     stale writer, do not retry; NOT_FOUND: a blob that it names is not in the store;
@@ -79,6 +81,12 @@ class StoreServiceStub:
     """RecordResult records the result of (run, instance, arm); the first one wins. Retry: safe."""
     ListResults: _grpc.UnaryStreamMultiCallable[_store_pb2.ListResultsRequest, _store_pb2.ListResultsResponse]
     """ListResults lists the results of a run, by (instance, arm). Retry: safe."""
+    Backup: _grpc.UnaryStreamMultiCallable[_store_pb2.BackupRequest, _store_pb2.BackupResponse]
+    """Backup sends a copy of the database as it is at one instant, in pieces, then one response without
+    data. Until the caller ends the call, the store collects no garbage, so that every blob that the
+    copy names can still be read. Retry: safe, from the first piece.
+    RESOURCE_EXHAUSTED: no room for the copy beside the database; FAILED_PRECONDITION: a store in memory.
+    """
 
 @_typing.type_check_only
 class StoreServiceAsyncStub(StoreServiceStub):
@@ -114,7 +122,9 @@ class StoreServiceAsyncStub(StoreServiceStub):
     DropLease: _aio.UnaryUnaryMultiCallable[_store_pb2.DropLeaseRequest, _store_pb2.DropLeaseResponse]  # type: ignore[assignment]
     """DropLease ends a lease; its blobs stay only if another lease holds them. Retry: safe."""
     CollectGarbage: _aio.UnaryUnaryMultiCallable[_store_pb2.CollectGarbageRequest, _store_pb2.CollectGarbageResponse]  # type: ignore[assignment]
-    """CollectGarbage deletes every blob that no live lease and no event holds. Retry: safe."""
+    """CollectGarbage deletes every blob that no live lease and no event holds. Retry: safe.
+    ALREADY_EXISTS: a backup is being taken, nothing was collected.
+    """
     Append: _aio.UnaryUnaryMultiCallable[_store_pb2.AppendRequest, _store_pb2.AppendResponse]  # type: ignore[assignment]
     """Append adds one event to a stream. ABORTED: the event's `previous` is not the stream's head, a
     stale writer, do not retry; NOT_FOUND: a blob that it names is not in the store;
@@ -131,6 +141,12 @@ class StoreServiceAsyncStub(StoreServiceStub):
     """RecordResult records the result of (run, instance, arm); the first one wins. Retry: safe."""
     ListResults: _aio.UnaryStreamMultiCallable[_store_pb2.ListResultsRequest, _store_pb2.ListResultsResponse]  # type: ignore[assignment]
     """ListResults lists the results of a run, by (instance, arm). Retry: safe."""
+    Backup: _aio.UnaryStreamMultiCallable[_store_pb2.BackupRequest, _store_pb2.BackupResponse]  # type: ignore[assignment]
+    """Backup sends a copy of the database as it is at one instant, in pieces, then one response without
+    data. Until the caller ends the call, the store collects no garbage, so that every blob that the
+    copy names can still be read. Retry: safe, from the first piece.
+    RESOURCE_EXHAUSTED: no room for the copy beside the database; FAILED_PRECONDITION: a store in memory.
+    """
 
 class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
     """StoreService is the only door to the database and the blob files.
@@ -211,7 +227,9 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _store_pb2.CollectGarbageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_store_pb2.CollectGarbageResponse, _abc.Awaitable[_store_pb2.CollectGarbageResponse]]:
-        """CollectGarbage deletes every blob that no live lease and no event holds. Retry: safe."""
+        """CollectGarbage deletes every blob that no live lease and no event holds. Retry: safe.
+        ALREADY_EXISTS: a backup is being taken, nothing was collected.
+        """
 
     @_abc_1.abstractmethod
     def Append(
@@ -258,5 +276,17 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_store_pb2.ListResultsResponse], _abc.AsyncIterator[_store_pb2.ListResultsResponse]]:
         """ListResults lists the results of a run, by (instance, arm). Retry: safe."""
+
+    @_abc_1.abstractmethod
+    def Backup(
+        self,
+        request: _store_pb2.BackupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_store_pb2.BackupResponse], _abc.AsyncIterator[_store_pb2.BackupResponse]]:
+        """Backup sends a copy of the database as it is at one instant, in pieces, then one response without
+        data. Until the caller ends the call, the store collects no garbage, so that every blob that the
+        copy names can still be read. Retry: safe, from the first piece.
+        RESOURCE_EXHAUSTED: no room for the copy beside the database; FAILED_PRECONDITION: a store in memory.
+        """
 
 def add_StoreServiceServicer_to_server(servicer: StoreServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
