@@ -1,7 +1,8 @@
 """THE definition of HermesRun: the same document runs on a laptop and on a cluster.
 
-`parse` takes the text and gives a checked document, or a DocumentError that lists every problem
-with its path, its line and its remedy. No file is opened here and no clock is read.
+`parse` takes the text, `read` takes what the Kubernetes API gave; both give a checked document, or a
+DocumentError that lists every problem with its path, its line and its remedy. The custom resource
+definition is made from these classes. No file is opened here and no clock is read.
 """
 
 from __future__ import annotations
@@ -10,18 +11,72 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import StrEnum
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
+from pydantic.json_schema import WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 API_VERSION = "hermes.dev/v1alpha1"
 KIND = "HermesRun"
 
-PositiveInt = Annotated[int, Field(ge=1)]
+INT_MAX = 2**31 - 1
+"""Largest number of pods, instances and seconds; what Kubernetes and its clocks take."""
+
+PositiveInt = Annotated[int, Field(ge=1, le=INT_MAX)]
+FilePath = Annotated[str, Field(min_length=1, max_length=1024)]
+
+QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
+_UNITS = {
+    "": Decimal(1),
+    "m": Decimal("0.001"),
+    **{unit: Decimal(1000) ** power for power, unit in enumerate("kMGTPE", start=1)},
+    **{f"{unit}i": Decimal(1024) ** power for power, unit in enumerate("KMGTPE", start=1)},
+}
+
+
+def _quantity(value: object) -> int | str:
+    """A quantity as Kubernetes reads it, left as it was written."""
+    is_number = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    if is_number or (isinstance(value, str) and len(value) <= 20 and re.match(QUANTITY, value, re.ASCII)):
+        return value  # type: ignore[return-value]  # is_number says that it is one
+    raise PydanticCustomError("quantity", 'expected a quantity, for example 2, "500m" or "16Gi"')
+
+
+def amount(quantity: int | str) -> Decimal:
+    """What a quantity says, in units: "500m" is 0.5."""
+    digits = str(quantity).rstrip("mkMGTPEKi")
+    return Decimal(digits) * _UNITS[str(quantity)[len(digits) :]]
+
+
+ResourceName = Annotated[
+    str,
+    Field(
+        max_length=317,
+        pattern=r"^(cpu|memory|ephemeral-storage|[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)$",
+    ),
+]
+Quantity = Annotated[
+    int | str,
+    BeforeValidator(_quantity),
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "minimum": 0, "maxLength": 20, "pattern": QUANTITY}),
+]
+Quantities = Annotated[dict[ResourceName, Quantity], Field(max_length=16)]
+
+LabelKey = Annotated[
+    str,
+    Field(
+        max_length=317,
+        pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$",
+    ),
+]
+LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
+ObjectName = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 
 
 class _Part(BaseModel):
@@ -38,10 +93,9 @@ class _Part(BaseModel):
     )
 
 
-def _exactly_one(part: _Part) -> None:
-    """Raise ValueError unless exactly one field of `part` is set."""
-    members = [to_camel(name) for name in type(part).model_fields]
-    present = [to_camel(name) for name in type(part).model_fields if getattr(part, name) is not None]
+def _exactly_one(part: _Part, *members: str) -> None:
+    """Raise ValueError unless exactly one of these fields of `part` is set."""
+    present = [name for name in members if getattr(part, name) is not None]
     if len(present) != 1:
         found = " and ".join(present) or "none"
         raise ValueError(f"exactly one of {', '.join(members)} must be set; found {found}")
@@ -62,18 +116,29 @@ class ModelBackend(StrEnum):
     SCRIPTED = "scripted"
 
 
+HUB_NAME = r"^[A-Za-z0-9][-A-Za-z0-9_.]*(/[A-Za-z0-9][-A-Za-z0-9_.]*)?$"
+"""A repository's name; it can be the name of a folder once "/" is replaced."""
+
+
 class ModelSource(_Part):
-    """Where the model's files are. Exactly one of `bundled` and `path` is set."""
+    """Where the model's files are. Exactly one of `bundled`, `path` and `repo` is set."""
 
     bundled: Literal["repair"] | None = None
     """Name of a model that ships with HERMES: "repair", a small model that repairs single lines."""
-    path: str | None = None
+    path: FilePath | None = None
     """Folder of a Hugging Face model with HERMES' manifest.json, or the script of a scripted model;
-    relative to the folder of the document."""
+    relative to the folder of the document, on a cluster to the model cache."""
+    repo: Annotated[str, Field(max_length=200, pattern=HUB_NAME)] | None = None
+    """Repository on the Hugging Face Hub, "owner/name". Its files are pulled into the model cache once,
+    pinned by `revision`, and verified before each use."""
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    """The commit of `repo`: 40 hexadecimal digits. Branches and tags move, so they are no revisions."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSource:
-        _exactly_one(self)
+        _exactly_one(self, "bundled", "path", "repo")
+        if (self.repo is None) != (self.revision is None):
+            raise ValueError("repo and revision are set together: the repository and its commit, 40 digits")
         return self
 
 
@@ -95,13 +160,22 @@ class ModelPart(_Part):
     slots: Annotated[int, Field(ge=1, le=1024)] = 64
     """Most completions decoded at once. Default 64."""
 
+    @model_validator(mode="after")
+    def _script_is_a_file(self) -> ModelPart:
+        if self.backend is ModelBackend.SCRIPTED and self.source.path is None:
+            raise ValueError("a scripted model needs source.path, the file with its script")
+        return self
+
+
+PackageName = Annotated[str, Field(max_length=100)]
+
 
 class Mutants(_Part):
     """Single defects put into real packages, found by their own tests."""
 
     count: Annotated[int, Field(ge=1, le=100_000)] = 20
     """Number of instances. Default 20."""
-    packages: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    packages: Annotated[tuple[PackageName, ...], Field(min_length=1, max_length=100)] | None = None
     """Only these packages. Default: all that HERMES knows."""
 
 
@@ -110,12 +184,12 @@ class Instances(_Part):
 
     mutants: Mutants | None = None
     """Single defects put into real packages, made from the run's seed."""
-    file: str | None = None
-    """A JSON Lines file of instances; relative to the folder of the document."""
+    file: FilePath | None = None
+    """A JSON Lines file of instances; relative to the folder of the document. Not on a cluster."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Instances:
-        _exactly_one(self)
+        _exactly_one(self, "mutants", "file")
         return self
 
 
@@ -124,7 +198,11 @@ class Evaluate(_Part):
 
     instances: Instances
     """Where the instances come from."""
-    arms: Annotated[tuple[ArmName, ...], Field(min_length=1)] = (ArmName.A, ArmName.C, ArmName.PM)
+    arms: Annotated[tuple[ArmName, ...], Field(min_length=1, max_length=8)] = (
+        ArmName.A,
+        ArmName.C,
+        ArmName.PM,
+    )
     """Arms to compare. Default [A, C, PM]."""
     control: Literal["none", "enumerate"] = "none"
     """"enumerate" adds the control without a model: the same localization by the tests and the same
@@ -146,6 +224,115 @@ class Evaluate(_Part):
         return self
 
 
+ATTEMPT_MAX = 99
+"""Attempts of one run; keeps the names of its pods within 63 characters."""
+
+
+class Resources(_Part):
+    """What one container asks of its node, in Kubernetes' words."""
+
+    requests: Quantities = {}
+    """What the scheduler sets aside."""
+    limits: Quantities = {}
+    """What the container is held to; devices stand here, for example nvidia.com/gpu: 1. Default: none."""
+
+    @model_validator(mode="after")
+    def _limits_hold_requests(self) -> Resources:
+        for name, limit in self.limits.items():
+            request = self.requests.get(name, 0)
+            if amount(request) > amount(limit):
+                raise ValueError(
+                    f"a request is larger than its limit: {name}, {request} asked and {limit} allowed"
+                )
+            if "/" in name and not str(limit).isdecimal():
+                raise ValueError(f"devices are counted in whole numbers: {name}, {limit}")
+        for name, request in self.requests.items():
+            if "/" in name and self.limits.get(name) != request:
+                raise ValueError(f"devices stand in limits; in requests the same number or none: {name}")
+        return self
+
+
+class ModelResources(Resources):
+    """What the model's container asks of its node."""
+
+    requests: Quantities = {"cpu": 1, "memory": "1Gi"}
+    """What the scheduler sets aside. Default cpu 1, memory 1Gi: enough for the bundled model."""
+
+
+class AgentResources(Resources):
+    """What the planner's and the coder's container ask of their node, each."""
+
+    requests: Quantities = {"cpu": "100m", "memory": "256Mi"}
+    """What the scheduler sets aside for each. Default cpu 100m, memory 256Mi."""
+
+
+class TesterResources(Resources):
+    """What the tester's container asks of its node; the tests run here."""
+
+    requests: Quantities = {"cpu": 1, "memory": "1Gi"}
+    """What the scheduler sets aside. Default cpu 1, memory 1Gi."""
+
+
+class DriverResources(Resources):
+    """What the driver's container asks of its node; patches are graded here."""
+
+    requests: Quantities = {"cpu": "250m", "memory": "512Mi"}
+    """What the scheduler sets aside. Default cpu 250m, memory 512Mi."""
+
+
+class PodResources(_Part):
+    """What each container of a run's pods asks of its node."""
+
+    model: ModelResources = Field(default_factory=ModelResources)
+    """The container with the model."""
+    agents: AgentResources = Field(default_factory=AgentResources)
+    """The planner's and the coder's containers, each."""
+    tester: TesterResources = Field(default_factory=TesterResources)
+    """The tester's container."""
+    driver: DriverResources = Field(default_factory=DriverResources)
+    """The driver's container."""
+
+
+class Toleration(_Part):
+    """A taint that a run's pods may be scheduled in spite of, in Kubernetes' words."""
+
+    key: LabelKey | None = None
+    """Key of the taint. Not set: every key; `operator` is then Exists."""
+    operator: Literal["Equal", "Exists"] = "Equal"
+    """Equal (default): the taint's value is `value`; Exists: whatever its value."""
+    value: LabelValue | None = None
+    """Value of the taint, for Equal."""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Effect of the taint. Not set: every effect."""
+    toleration_seconds: Annotated[int, Field(ge=0, le=INT_MAX)] | None = None
+    """Seconds that a NoExecute taint is tolerated. Not set: for ever."""
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Toleration:
+        if self.operator == "Exists" and self.value is not None:
+            raise ValueError("a toleration with operator Exists has no value")
+        if self.operator == "Equal" and self.key is None:
+            raise ValueError("a toleration without key has operator Exists")
+        if self.toleration_seconds is not None and self.effect != "NoExecute":
+            raise ValueError("tolerationSeconds goes with effect NoExecute alone")
+        return self
+
+
+class PodPart(_Part):
+    """Where a run's pods may run on a cluster, and what they ask for. One machine does not look at it."""
+
+    resources: PodResources = Field(default_factory=PodResources)
+    """What each container asks of its node."""
+    node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=32)] = {}
+    """Labels of the nodes that will do. Default: any node."""
+    tolerations: Annotated[tuple[Toleration, ...], Field(max_length=16)] = ()
+    """Taints that the pods may be scheduled in spite of. Default: none."""
+    priority_class_name: ObjectName | None = None
+    """PriorityClass of the pods. Default: the cluster's own."""
+    runtime_class_name: ObjectName | None = None
+    """RuntimeClass of the pods, for example nvidia or gvisor. Default: the cluster's own."""
+
+
 class Spec(_Part):
     """What to run."""
 
@@ -161,6 +348,11 @@ class Spec(_Part):
     """Pods at a time on a cluster; one machine runs one. Default 1."""
     shard_size: PositiveInt = 10
     """Instances for each pod on a cluster. Default 10."""
+    pod: PodPart = Field(default_factory=PodPart)
+    """Where the pods may run on a cluster, and what they ask for."""
+    attempt: Annotated[int, Field(ge=1, le=ATTEMPT_MAX)] = 1
+    """Raised by one, it starts a run again that has ended on a cluster; recorded results are kept.
+    Default 1, at most 99."""
     suspend: bool = False
     """True: nothing is started, and what runs is stopped, until it is false again. Default false."""
     backoff_limit: Annotated[int, Field(ge=0, le=100)] = 2
@@ -169,7 +361,7 @@ class Spec(_Part):
     """Seconds after which the run is stopped. Default 86400, a day."""
     pre_running_deadline_seconds: PositiveInt = 1_800
     """Seconds that preparing and starting may take on a cluster. Default 1800."""
-    ttl_seconds_after_finished: Annotated[int, Field(ge=0)] = 604_800
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=INT_MAX)] = 604_800
     """Seconds after which a finished run is removed from a cluster. Default 604800, a week."""
 
 
@@ -246,8 +438,29 @@ def parse(text: str, *, name: str = "document", overrides: Sequence[str] = ()) -
         return HermesRun.model_validate(data)
     except ValidationError as error:
         lines = dict(_lines(node)) if node is not None else {}
-        problems = [_problem(dict(raw), lines) for raw in error.errors()]
-        raise DocumentError(name, sorted(problems, key=lambda p: (p.line or 0, p.path))) from error
+        raise _told(error, lines, name) from error
+
+
+def read(data: Mapping[str, Any], *, name: str = "document") -> HermesRun:
+    """The document in an object of the Kubernetes API.
+
+    Of its metadata the name alone is kept: the rest is the cluster's. The status is not looked at.
+    Raises DocumentError with every problem found.
+    """
+    metadata = data.get("metadata")
+    kept = {key: value for key, value in data.items() if key != "status"}
+    if isinstance(metadata, Mapping):
+        kept["metadata"] = {key: value for key, value in metadata.items() if key == "name"}
+    try:
+        return HermesRun.model_validate(kept)
+    except ValidationError as error:
+        raise _told(error, {}, name) from error
+
+
+def _told(error: ValidationError, lines: Mapping[Location, int], name: str) -> DocumentError:
+    """Pydantic's error in a user's words, in the order of the file."""
+    problems = [_problem(dict(raw), lines) for raw in error.errors()]
+    return DocumentError(name, sorted(problems, key=lambda p: (p.line or 0, p.path)))
 
 
 def _put(data: dict[str, Any], override: str, name: str) -> None:
@@ -287,7 +500,7 @@ def _path(location: Location) -> str:
 
 def _problem(raw: Mapping[str, Any], lines: Mapping[Location, int]) -> Problem:
     """Pydantic's error in a user's words."""
-    location: Location = tuple(raw["loc"])
+    location: Location = tuple(part for part in raw["loc"] if part != "[key]")
     match raw["type"]:
         case "extra_forbidden":
             message = "unknown field" + _nearest(str(location[-1]), _known_fields(location[:-1]))
@@ -303,6 +516,10 @@ def _problem(raw: Mapping[str, Any], lines: Mapping[Location, int]) -> Problem:
                 f"{raw['input']!r} is no name for a run: lower-case letters, digits and dashes, "
                 "first and last a letter or digit, at most 40 characters"
             )
+        case "string_pattern_mismatch" if location[-1:] == ("revision",):
+            message = f"{raw['input']!r} is no commit: 40 hexadecimal digits; a branch or a tag moves"
+        case "string_pattern_mismatch" if "resources" in location:
+            message = f"{raw['input']!r} is no resource: cpu, memory, ephemeral-storage, nvidia.com/gpu, …"
         case "value_error":
             message = str(raw["ctx"]["error"])
         case _:
@@ -329,6 +546,8 @@ def _known_fields(location: Location) -> list[str]:
     for part in location:
         if here is None:
             return []
+        if isinstance(part, int):
+            continue
         found = next((f for n, f in here.model_fields.items() if part in (n, f.alias)), None)
         here = _part_of(found.annotation) if found else None
     return [field.alias or name for name, field in here.model_fields.items()] if here else []
@@ -338,6 +557,6 @@ def _part_of(annotation: object) -> type[BaseModel] | None:
     """The part of the document that a field holds, if it holds one."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if get_origin(annotation) in (Union, UnionType, Annotated):
+    if get_origin(annotation) in (Union, UnionType, Annotated, tuple):
         return next((part for arg in get_args(annotation) if (part := _part_of(arg))), None)
     return None
