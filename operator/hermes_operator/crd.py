@@ -100,8 +100,10 @@ ROOT_RULES = (
 )
 
 _KEPT = frozenset(
-    ("type", "enum", "minimum", "maximum", "minLength", "maxLength", "pattern", "minItems", "maxItems")
-    + ("minProperties", "maxProperties", "x-kubernetes-int-or-string")
+    (
+        *("type", "enum", "minimum", "maximum", "minLength", "maxLength", "pattern", "minItems", "maxItems"),
+        *("minProperties", "maxProperties", "x-kubernetes-int-or-string"),
+    )
 )
 _DROPPED = frozenset(("title", "propertyNames"))
 
