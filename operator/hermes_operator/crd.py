@@ -2,8 +2,7 @@
 
 Decided here: how a pydantic schema becomes a structural one, the rules in CEL (what spans fields, and what
 may not change once a run is made), the columns of `kubectl get`. What the fields are and mean is the
-document's. Rules that CEL cannot afford, the form of label keys for instance, are checked by the operator
-when it reads the document. The command line prints `crd_yaml`; crds/ and the chart hold a copy.
+document's. The command line prints `crd_yaml`; crds/ and the chart hold a copy.
 """
 
 from __future__ import annotations
@@ -30,6 +29,8 @@ from hermes_operator.names import (
 )
 from hermes_operator.status import Manifest
 from hermes_runtime.document import (
+    LABEL_KEY,
+    RESOURCE_NAME,
     Evaluate,
     HermesRun,
     Instances,
@@ -90,6 +91,11 @@ RULES: Mapping[type[BaseModel], tuple[tuple[str, str], ...]] = {
     ),
 }
 """What spans the fields of one part, as the part's own validator says it: rule in CEL and message."""
+
+KEY_MESSAGES = {
+    RESOURCE_NAME: "a key is no resource: cpu, memory, ephemeral-storage, nvidia.com/gpu, …",
+    LABEL_KEY: "a key is no label of a node",
+}
 
 ROOT_RULES = (
     (
@@ -200,12 +206,8 @@ def _part(part: type[BaseModel], definitions: Mapping[str, Manifest]) -> Manifes
         node = {"description": _text(given["description"]), **node} if "description" in given else node
         default = None if field.is_required() else field.get_default(call_default_factory=True)
         if default is not None:
-            # Parts below have defaults of their own, which the API server puts in.
-            node["default"] = (
-                default.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-                if isinstance(default, BaseModel)
-                else to_jsonable_python(default)
-            )
+            # Whole, parts below included: the API server checks a default against the rules as it stands.
+            node["default"] = to_jsonable_python(default, by_alias=True, exclude_none=True)
         schema["properties"][alias] = node
     for kind, rules in RULES.items():
         if issubclass(part, kind):
@@ -235,9 +237,10 @@ def _value(given: Manifest, definitions: Mapping[str, Manifest], part: type[Base
             case "items" | "additionalProperties":
                 schema[key] = _value(value, definitions, part)
             case "patternProperties":
-                # Keys have no pattern in a structural schema.
-                (values,) = value.values()
+                # Keys have no pattern in a structural schema; a rule has.
+                ((pattern, values),) = value.items()
                 schema["additionalProperties"] = _value(values, definitions, part)
+                _add_rule(schema, f"self.all(key, key.matches('{pattern}'))", KEY_MESSAGES[pattern])
             case "description" | "default":
                 pass
             case _ if key in _KEPT:

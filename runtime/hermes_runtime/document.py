@@ -54,13 +54,11 @@ def amount(quantity: int | str) -> Decimal:
     return Decimal(digits) * _UNITS[str(quantity)[len(digits) :]]
 
 
-ResourceName = Annotated[
-    str,
-    Field(
-        max_length=317,
-        pattern=r"^(cpu|memory|ephemeral-storage|[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)$",
-    ),
-]
+RESOURCE_NAME = (
+    r"^(cpu|memory|ephemeral-storage|"
+    r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)$"
+)
+ResourceName = Annotated[str, Field(max_length=317, pattern=RESOURCE_NAME)]
 Quantity = Annotated[
     int | str,
     BeforeValidator(_quantity),
@@ -68,13 +66,8 @@ Quantity = Annotated[
 ]
 Quantities = Annotated[dict[ResourceName, Quantity], Field(max_length=16)]
 
-LabelKey = Annotated[
-    str,
-    Field(
-        max_length=317,
-        pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$",
-    ),
-]
+LABEL_KEY = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+LabelKey = Annotated[str, Field(max_length=317, pattern=LABEL_KEY)]
 LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
 ObjectName = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 
@@ -520,6 +513,8 @@ def _problem(raw: Mapping[str, Any], lines: Mapping[Location, int]) -> Problem:
             message = f"{raw['input']!r} is no commit: 40 hexadecimal digits; a branch or a tag moves"
         case "string_pattern_mismatch" if "resources" in location:
             message = f"{raw['input']!r} is no resource: cpu, memory, ephemeral-storage, nvidia.com/gpu, …"
+        case "string_pattern_mismatch" if raw["loc"][-1] == "[key]":
+            message = f"{raw['input']!r} is no label of a node, for example topology.kubernetes.io/zone"
         case "value_error":
             message = str(raw["ctx"]["error"])
         case _:
