@@ -157,7 +157,7 @@ class Status:
                 "countedIndexes": self.counted_indexes,
                 "countedJob": self.counted_job,
                 "hermeticShards": self.hermetic_shards,
-                "movedAt": _written(self.moved_at) or "",
+                "movedAt": _written(self.moved_at),
                 "doneOfTotal": f"{self.done}/{self.total}",
                 "solved": " ".join(f"{a.name} {a.solved}/{a.done}" for a in self.arms),
             },
@@ -186,7 +186,8 @@ class Status:
                 for kind, one in sorted(self.conditions.items())
             ],
         }
-        return {key: value for key, value in found.items() if value not in (None, "")}
+        found["progress"] = _filled(found["progress"])
+        return _filled(found)
 
     @classmethod
     def from_manifest(cls, found: Mapping[str, Any]) -> Status:
@@ -245,6 +246,10 @@ class Status:
                 if (kind := _known(Condition, one.get("type"))) is not None
             },
         )
+
+
+def _filled(fields: Manifest) -> Manifest:
+    return {key: value for key, value in fields.items() if value not in (None, "")}
 
 
 def cut(message: str) -> str:
