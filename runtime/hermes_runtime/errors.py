@@ -11,6 +11,7 @@ HermesError                 INTERNAL             no
 +- Exhausted                RESOURCE_EXHAUSTED   no   a disk, memory or limit is full
 +- Busy                     ALREADY_EXISTS       no   another process holds it
 +- Denied                   PERMISSION_DENIED    no   the caller may not
++- Unauthenticated          UNAUTHENTICATED      no   the caller has not shown who it is
 +- PeerLost                 UNAVAILABLE          yes  a process died or is not up yet
 +- TimedOut                 DEADLINE_EXCEEDED    yes  it took too long
 """
@@ -81,6 +82,12 @@ class Denied(HermesError):
     """The caller may not."""
 
     status = "PERMISSION_DENIED"
+
+
+class Unauthenticated(HermesError):
+    """The caller has not shown who it is."""
+
+    status = "UNAUTHENTICATED"
 
 
 class PeerLost(HermesError):

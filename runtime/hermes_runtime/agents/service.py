@@ -158,7 +158,9 @@ AGENTS: dict[Role, Callable[[str], Agent]] = {
 }
 
 
-async def serve(role: Role, *, socket: Path, store: Path, model: Path, sandbox: str) -> None:
+async def serve(
+    role: Role, *, socket: Path, store: Path, model: Path, sandbox: str, ready_file: Path | None = None
+) -> None:
     """Serve one agent at `socket` until SIGTERM. Unsupported if the tester's sandbox cannot run here."""
     agent = AGENTS[role](sandbox)
     async with (
@@ -166,4 +168,5 @@ async def serve(role: Role, *, socket: Path, store: Path, model: Path, sandbox: 
         ModelClient(model, tries=MODEL_TRIES) as model_client,
         AgentServicer(agent, store_client, model_client) as servicer,
     ):
-        await rpc.serve(socket, [partial(agent_pb2_grpc.add_AgentServiceServicer_to_server, servicer)])
+        add = partial(agent_pb2_grpc.add_AgentServiceServicer_to_server, servicer)
+        await rpc.serve(socket, [add], ready_file=ready_file)

@@ -24,10 +24,16 @@ def add(commands: Commands) -> None:
     serve.add_argument("--store", type=Path, required=True, help="the store's socket")
     serve.add_argument("--model", type=Path, required=True, help="the model's socket")
     serve.add_argument("--sandbox", default="auto", choices=["auto", "bubblewrap", "landlock"])
+    serve.add_argument("--seal", action="store_true", help="first of all, give up all but Unix sockets")
+    serve.add_argument("--ready-file", type=Path, help="file that is there while the agent serves")
     serve.add_argument("--end-with-parent", action="store_true", help="end when standard input does")
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    if arguments.seal:  # before anything that follows brings threads
+        from hermes_runtime.supervise.seal import seal
+
+        seal()
     from hermes_runtime.agents.service import serve
     from hermes_runtime.supervise.parent import end_with_parent
 
@@ -40,6 +46,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             store=arguments.store,
             model=arguments.model,
             sandbox=arguments.sandbox,
+            ready_file=arguments.ready_file,
         )
     )
     return 0

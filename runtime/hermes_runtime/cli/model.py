@@ -1,4 +1,4 @@
-"""`hermes model`: serve, verify, list, describe in a manifest, make."""
+"""`hermes model`: serve, verify, list, describe in a manifest, pull, make."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def add(commands: Commands) -> None:
     serve.add_argument("--context-tokens", type=int, default=1024, help="longest prompt plus completion")
     serve.add_argument("--slots", type=int, default=64, help="most completions decoded at once")
     serve.add_argument("--threads", type=int, default=0, help="CPU threads; 0 lets torch choose")
+    serve.add_argument("--seal", action="store_true", help="first of all, give up all but Unix sockets")
+    serve.add_argument("--ready-file", type=Path, help="file that is there once the model decoded a token")
     serve.add_argument("--end-with-parent", action="store_true", help="end when standard input does")
 
     verify = verb(
@@ -51,6 +54,20 @@ def add(commands: Commands) -> None:
     manifest.add_argument("path", type=Path, help="folder of a Hugging Face model with safetensors")
     manifest.add_argument("--licence", default="", help="SPDX name of its licence")
     manifest.add_argument("--dialect", default="chat", choices=["chat", "line_repair"])
+    pull = verb(
+        verbs,
+        "pull",
+        "Fetch one commit of a model from the Hugging Face Hub, verified; verify it if it is there.",
+        _pull,
+        example="hermes model pull Qwen/Qwen2.5-Coder-0.5B-Instruct --revision <commit: 40 hex digits>",
+    )
+    pull.add_argument("repo", help="owner/name, as the Hub shows it")
+    pull.add_argument("--revision", required=True, help="the commit: 40 hexadecimal digits")
+    pull.add_argument(
+        "--to", type=Path, help="its folder (default: models/<owner>--<name>@<commit> in $HERMES_CACHE)"
+    )
+    pull.add_argument("--termination-log", type=Path, help="also write how it ended to this file, as JSON")
+    pull.add_argument("--json", action="store_true", help="how it ended as JSON on stdout")
     make = verb(
         verbs,
         "make",
@@ -65,6 +82,10 @@ def add(commands: Commands) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    if arguments.seal:  # before anything that follows brings threads
+        from hermes_runtime.supervise.seal import seal
+
+        seal()
     from hermes_runtime.models import Backend, ModelSpec
     from hermes_runtime.models.service import serve
     from hermes_runtime.models.tree import resolve
@@ -81,7 +102,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         slots=arguments.slots,
         threads=arguments.threads,
     )
-    asyncio.run(serve(arguments.socket, spec))
+    asyncio.run(serve(arguments.socket, spec, ready_file=arguments.ready_file))
     return 0
 
 
@@ -112,6 +133,38 @@ def _manifest(arguments: argparse.Namespace) -> int:
     written = write_manifest(arguments.path, licence=arguments.licence, dialect=arguments.dialect)
     print(f"{arguments.path / 'manifest.json'}: {len(written.files)} files")
     return 0
+
+
+def _pull(arguments: argparse.Namespace) -> int:
+    from hermes_runtime.errors import HermesError
+    from hermes_runtime.evaluate.datasets.packages import cache_folder
+    from hermes_runtime.models import pull
+    from hermes_runtime.models.tree import cached
+
+    # As a container's first process it would not be ended by the signal; what has come is kept.
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
+    to = arguments.to or cached(
+        cache_folder(os.environ, Path.home()) / "models", arguments.repo, arguments.revision
+    )
+    found, failure = None, None
+    try:
+        found = pull.pull(
+            arguments.repo,
+            arguments.revision,
+            to.absolute(),
+            say=lambda text: print(f"pull: {text}", file=sys.stderr, flush=True),
+        )
+    except HermesError as error:
+        failure = pull.failure_of(error)
+        print(f"hermes: {error}", file=sys.stderr)
+    ended = json.dumps(pull.termination_message(found, failure))
+    if arguments.termination_log:
+        arguments.termination_log.write_text(ended)  # in place: Kubernetes has mounted this very file
+    if arguments.json:
+        print(ended)
+    elif found is not None:
+        print(found.folder)
+    return failure.exit_code if failure else 0
 
 
 def _make(arguments: argparse.Namespace) -> int:

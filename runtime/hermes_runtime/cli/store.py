@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import re
 import sys
 from contextlib import closing
@@ -14,10 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hermes_runtime.cli.parser import Commands, noun, verb
+from hermes_runtime.errors import BadInput
 
 if TYPE_CHECKING:
     from hermes_runtime.store import Digest
+    from hermes_runtime.store.authenticate import Doorkeeper
     from hermes_runtime.store.disk import DiskStore
+    from hermes_runtime.supervise.tcp import Listen
 
 
 def add(commands: Commands) -> None:
@@ -26,13 +30,38 @@ def add(commands: Commands) -> None:
     serve = verb(
         verbs,
         "serve",
-        "Serve a store on a Unix socket until SIGTERM.",
+        "Serve a store on a Unix socket, and to others by TCP if asked to, until SIGTERM.",
         _serve,
         example="hermes store serve --folder s --socket s.sock",
     )
     serve.add_argument("--folder", type=Path, required=True, help="the store's folder; made if missing")
-    serve.add_argument("--socket", type=Path, required=True, help="where to serve")
+    serve.add_argument("--socket", type=Path, help="where to serve (with --listen: FOLDER/socket)")
     serve.add_argument("--end-with-parent", action="store_true", help="end when standard input does")
+    serve.add_argument("--ready-file", type=Path, help="file that is there while the store serves")
+    serve.add_argument("--listen", metavar="HOST:PORT", help="serve there too, to callers with a token")
+    serve.add_argument(
+        "--authenticate", choices=["token-review"], help="who says whose a token is: Kubernetes' TokenReview"
+    )
+    serve.add_argument("--audience", default="hermes-store", help="audience that a token must be made for")
+    serve.add_argument(
+        "--reader", action="append", default=[], metavar="USER", help="user who may read every run"
+    )
+    serve.add_argument("--tls-certificate", type=Path, help="PEM file; with it, only TLS is served")
+    serve.add_argument("--tls-key", type=Path, help="PEM file of the certificate's key")
+
+    relay = verb(
+        verbs,
+        "relay",
+        "Serve on a Unix socket what a store serves elsewhere, showing it a token.",
+        _relay,
+        example="hermes store relay --socket s.sock --to hermes-store:7443 --token-file t",
+    )
+    relay.add_argument("--socket", type=Path, required=True, help="where to serve")
+    relay.add_argument("--to", required=True, metavar="HOST:PORT", help="where the store is")
+    relay.add_argument("--token-file", type=Path, required=True, help="file of the token; read for each call")
+    relay.add_argument("--ca-file", type=Path, help="PEM file of who signed the store's certificate: use TLS")
+    relay.add_argument("--server-name", default="", help="name in the certificate, if not that of --to")
+    relay.add_argument("--ready-file", type=Path, help="file that is there while the relay serves")
 
     put = verb(
         verbs, "put", "Store a file; prints its address.", _put, example="hermes store put --folder s FILE"
@@ -100,15 +129,61 @@ def _serve(arguments: argparse.Namespace) -> int:
     from hermes_runtime.store.service import serve
     from hermes_runtime.supervise.parent import end_with_parent
 
+    if arguments.listen is None and arguments.socket is None:
+        raise BadInput("give --socket, where to serve; or --listen, to serve others too")
     if arguments.end_with_parent:
         end_with_parent()
-    asyncio.run(serve(arguments.socket, arguments.folder))
+    asyncio.run(
+        serve(
+            arguments.socket or arguments.folder / "socket",
+            arguments.folder,
+            listen=None if arguments.listen is None else _listen(arguments),
+            doorkeeper=None if arguments.listen is None else _doorkeeper(arguments),
+            ready_file=arguments.ready_file,
+        )
+    )
+    return 0
+
+
+def _listen(arguments: argparse.Namespace) -> Listen:
+    from hermes_runtime.supervise.tcp import Listen, address_of
+
+    if (arguments.tls_certificate is None) != (arguments.tls_key is None):
+        raise BadInput("--tls-certificate and --tls-key go together")
+    host, port = address_of(arguments.listen)
+    return Listen(host=host, port=port, certificate=arguments.tls_certificate, key=arguments.tls_key)
+
+
+def _doorkeeper(arguments: argparse.Namespace) -> Doorkeeper:
+    from hermes_runtime.store.authenticate import Doorkeeper, Remembering
+    from hermes_runtime.store.token_review import TokenReviews
+
+    if arguments.authenticate is None:
+        raise BadInput("--listen needs --authenticate: a store is not served to whoever comes")
+    reviews = TokenReviews(arguments.audience, os.environ)
+    return Doorkeeper(Remembering(reviews), readers=arguments.reader)
+
+
+def _relay(arguments: argparse.Namespace) -> int:
+    from hermes_runtime.store.relay import serve
+    from hermes_runtime.supervise.tcp import channel, token_of_file
+
+    token = token_of_file(arguments.token_file)
+    token()  # said at the start, not at the first call
+
+    async def relay() -> None:
+        store = channel(
+            arguments.to, token=token, ca_file=arguments.ca_file, server_name=arguments.server_name
+        )
+        await serve(arguments.socket, store, ready_file=arguments.ready_file)
+
+    asyncio.run(relay())
     return 0
 
 
 def _digest(store: DiskStore, address: str) -> Digest:
     """The blob that an address or the start of one means."""
-    from hermes_runtime.errors import BadInput, NotFound
+    from hermes_runtime.errors import NotFound
 
     start = address.removeprefix("mcp://sha256/").lower()
     if not re.fullmatch(r"[0-9a-f]{4,64}", start):

@@ -20,6 +20,7 @@ from hermes_runtime.models import ModelSpec
 from hermes_runtime.models.instances import Event, PortableMultiInstanceManager, Request, Response
 from hermes_runtime.models.roster import Budgets
 from hermes_runtime.supervise import rpc
+from hermes_runtime.supervise.ready import ReadyFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,9 +67,11 @@ async def serve(
     budgets: Budgets | None = None,
     observe: Callable[[Event], None] = lambda event: None,
     stopping: asyncio.Event | None = None,
+    ready_file: Path | None = None,
 ) -> None:
     """Load and serve until SIGTERM, SIGINT or `stopping`; then let calls in flight end.
 
+    `ready_file` is written once the model has decoded a token.
     Raises what the load raises: NotFound, Damaged, Unsupported.
     """
     specs = [spec] if isinstance(spec, ModelSpec) else list(spec)
@@ -79,6 +82,7 @@ async def serve(
     async def load() -> None:
         try:
             await asyncio.to_thread(manager.initialize, specs)
+            ready.write(f"unix:{socket}")
         except errors.HermesError as error:
             failures.append(error)
             stop.set()
@@ -92,8 +96,9 @@ async def serve(
         finally:
             await asyncio.to_thread(manager.shutdown, False)
 
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(load(), name="load")
-        tasks.create_task(answer(), name="answer")
+    with ReadyFile(ready_file) as ready:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(load(), name="load")
+            tasks.create_task(answer(), name="answer")
     if failures and not isinstance(failures[0], errors.PeerLost):
         raise failures[0]

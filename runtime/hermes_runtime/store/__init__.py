@@ -14,6 +14,9 @@
       failures.py    errors of SQLite and the disk as errors of ours
     wire.py        what service and client agree on
     service.py     the port over gRPC (`hermes store serve`)
+    authenticate.py  who may call what, where the store is served to others
+      token_review.py  whose a token is, by asking Kubernetes
+    relay.py       the service on a Unix socket, handed on to a store elsewhere (`hermes store relay`)
     client.py      the port as a caller sees it, over gRPC, with the bytes of each call
     fsck.py        checks everything, repairs what can be
     backup.py      a backup of a store that goes on serving, and the way back

@@ -1,7 +1,8 @@
 """The port over gRPC: each call is handed to the store in a thread, its errors become statuses.
 
 Decided here: how messages map to the port, how large blobs travel (in pieces), and that a served
-store collects its garbage from time to time. Who may open the socket may call.
+store collects its garbage from time to time. Who may open the socket may call; who comes by TCP is
+asked by `authenticate.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, aclosing
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ from hermes_runtime.store import (
     Store,
     limits,
 )
+from hermes_runtime.store.authenticate import Doorkeeper
 from hermes_runtime.store.disk import DiskStore
 from hermes_runtime.store.wire import PIECE_BYTES, STATES, instant, timestamp
 from hermes_runtime.supervise import rpc
@@ -208,12 +210,18 @@ async def serve(
     socket: Path,
     folder: Path,
     *,
+    listen: rpc.Listener | None = None,
+    doorkeeper: Doorkeeper | None = None,
     default_ttl_seconds: float = DEFAULT_TTL_SECONDS,
     collect_every_seconds: float = 600.0,
     stopping: asyncio.Event | None = None,
     serving: asyncio.Event | None = None,
+    ready_file: Path | None = None,
 ) -> None:
     """Own `folder` and serve it at `socket` until SIGTERM, SIGINT or `stopping`.
+
+    With `listen` it is served there too, to those that `doorkeeper` lets in; `ready_file` then names that
+    address, once it is served. The socket has no doorkeeper but its mode.
 
     Raises what `DiskStore` raises at opening, before there is a socket.
     """
@@ -221,21 +229,42 @@ async def serve(
     store = await asyncio.to_thread(DiskStore, folder, default_ttl_seconds=default_ttl_seconds)
     store.tell(socket)
     servicer = StoreServicer(store)
+    add = [partial(store_pb2_grpc.add_StoreServiceServicer_to_server, servicer)]
     try:
         async with asyncio.TaskGroup() as group:
             collecting = group.create_task(
                 _collect_garbage(store, collect_every_seconds), name="collect garbage"
             )
-            await rpc.serve(
-                socket,
-                [partial(store_pb2_grpc.add_StoreServiceServicer_to_server, servicer)],
-                stopping=stop,
-                serving=serving,
-            )
+            if listen is None:
+                await rpc.serve(socket, add, stopping=stop, serving=serving, ready_file=ready_file)
+            else:
+                if doorkeeper is None:
+                    raise BadInput("a store that is served to others needs somebody to ask who they are")
+                own = rpc.serve(socket, add, stopping=stop)
+                inside = group.create_task(_and_then_stop(own, stop), name="socket")
+                await rpc.serve(
+                    listen,
+                    add,
+                    interceptors=[doorkeeper],
+                    stopping=stop,
+                    serving=serving,
+                    ready_file=ready_file,
+                )
+                stop.set()
+                await inside
             collecting.cancel()
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from failed
     finally:
         await asyncio.to_thread(servicer.close)
         await asyncio.to_thread(store.close)
+
+
+async def _and_then_stop(serving: Awaitable[None], stop: asyncio.Event) -> None:
+    try:
+        await serving
+    finally:
+        stop.set()
 
 
 async def _collect_garbage(store: Store, every_seconds: float) -> None:

@@ -1,6 +1,7 @@
 """gRPC over a Unix socket: server, channel, and errors that keep their class across the wire.
 
-Sockets have mode 0600 in a folder of mode 0700: who may open the file may call. No TCP here.
+Sockets have mode 0600 in a folder of mode 0700: who may open the file may call. A server may listen
+elsewhere by a `Listener`; TCP is `tcp.py`, and nobody but the store listens there.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import signal
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 from grpc import aio
 
 from hermes_runtime import errors
+from hermes_runtime.supervise.ready import ReadyFile
 
 Response = TypeVar("Response", bound=Message)
 
@@ -34,7 +36,7 @@ _SOCKET_PATH_BYTES_MAX = 107
 """What `sockaddr_un` holds, less the final zero."""
 
 _ERROR_KEY = "hermes-error"
-_OPTIONS: list[tuple[str, Any]] = [
+OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
     ("grpc.enable_http_proxy", 0),
@@ -45,6 +47,19 @@ _OPTIONS: list[tuple[str, Any]] = [
 ]
 
 
+class Listener(Protocol):
+    """Somewhere else than a Unix socket to serve at."""
+
+    @property
+    def options(self) -> Sequence[tuple[str, Any]]:
+        """Options of gRPC that go with it."""
+        ...
+
+    def open(self, server: aio.Server) -> str:
+        """Listen; the address. RuntimeError, as gRPC's, if that cannot be."""
+        ...
+
+
 def message_bytes(message: Message) -> int:
     """Bytes of `message` as gRPC puts it on the socket, without HTTP/2's own."""
     return message.ByteSize() + PREFIX_BYTES
@@ -52,7 +67,7 @@ def message_bytes(message: Message) -> int:
 
 def channel(socket: Path) -> aio.Channel:
     """A channel to the server at `socket`. The caller closes it."""
-    return aio.insecure_channel(f"unix:{socket}", options=_OPTIONS)
+    return aio.insecure_channel(f"unix:{socket}", options=OPTIONS)
 
 
 async def ready(connection: aio.Channel, *, timeout_seconds: float) -> None:
@@ -208,50 +223,68 @@ def _guarded_stream(handle: Any) -> Any:
 
 
 async def serve(
-    socket: Path,
+    at: Path | Listener,
     add: Sequence[Callable[[aio.Server], None]],
     *,
+    interceptors: Sequence[aio.ServerInterceptor] = (),  # type: ignore[type-arg]  # as _Errors
     stopping: asyncio.Event | None = None,
     serving: asyncio.Event | None = None,
+    ready_file: Path | None = None,
 ) -> None:
-    """Serve at `socket` until SIGTERM, SIGINT or `stopping`; then let calls in flight end (5 s).
+    """Serve at a Unix socket until SIGTERM, SIGINT or `stopping`; then let calls in flight end (5 s).
 
     The folder is made with mode 0700, the socket with 0600; a socket file left by a dead process is
-    replaced. `serving` is set once calls are answered. Off the main thread there are no signals and
-    `stopping` alone ends it.
+    replaced. `serving` is set, and `ready_file` written, once calls are answered. Off the main thread
+    there are no signals and `stopping` alone ends it. `interceptors` see a call before its handler does.
 
     Raises:
         BadInput: the path is too long for a socket, or no socket can be made there.
     """
     stop = stopping or asyncio.Event()
-    if (length := len(os.fsencode(socket))) > _SOCKET_PATH_BYTES_MAX:
-        raise errors.BadInput(
-            f"the path of socket {socket} has {length} bytes, a socket's may have {_SOCKET_PATH_BYTES_MAX}: "
-            "choose a shorter folder"
-        )
-    socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    socket.unlink(missing_ok=True)
-    server = aio.server(interceptors=[_Errors()], options=_OPTIONS)
+    options = OPTIONS if isinstance(at, Path) else [*OPTIONS, *at.options]
+    server = aio.server(interceptors=[_Errors(), *interceptors], options=options)
     for add_servicer in add:
         add_servicer(server)
+    with ReadyFile(ready_file) as ready:
+        address = await _opened(server, at)
+        loop = asyncio.get_running_loop()
+        on_main = threading.current_thread() is threading.main_thread()
+        caught = (signal.SIGTERM, signal.SIGINT) if on_main else ()
+        for number in caught:
+            loop.add_signal_handler(number, stop.set)
+        try:
+            if serving is not None:
+                serving.set()
+            ready.write(address)
+            await stop.wait()
+        finally:
+            for number in caught:
+                loop.remove_signal_handler(number)
+            await server.stop(grace=5)
+            if isinstance(at, Path):
+                at.unlink(missing_ok=True)
+
+
+async def _opened(server: aio.Server, at: Path | Listener) -> str:
+    """Listen and start; the address."""
+    if isinstance(at, Path):
+        if (length := len(os.fsencode(at))) > _SOCKET_PATH_BYTES_MAX:
+            raise errors.BadInput(
+                f"the path of socket {at} has {length} bytes, a socket's may have {_SOCKET_PATH_BYTES_MAX}: "
+                "choose a shorter folder"
+            )
+        at.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        at.unlink(missing_ok=True)
     mask = os.umask(0o177)
     try:
-        server.add_insecure_port(f"unix:{socket}")
+        if isinstance(at, Path):
+            server.add_insecure_port(f"unix:{at}")
+            address = f"unix:{at}"
+        else:
+            address = at.open(server)
         await server.start()
     except RuntimeError as error:
-        raise errors.BadInput(f"cannot serve at {socket}: {error}") from error
+        raise errors.BadInput(f"cannot serve at {at}: {error}") from error
     finally:
         os.umask(mask)
-    loop = asyncio.get_running_loop()
-    caught = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
-    for number in caught:
-        loop.add_signal_handler(number, stop.set)
-    try:
-        if serving is not None:
-            serving.set()
-        await stop.wait()
-    finally:
-        for number in caught:
-            loop.remove_signal_handler(number)
-        await server.stop(grace=5)
-        socket.unlink(missing_ok=True)
+    return address
