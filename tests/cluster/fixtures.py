@@ -1,0 +1,36 @@
+"""Fixtures for tests that need a Kubernetes API; a conftest.py takes them by importing them.
+
+With CI=true a missing program fails the test; elsewhere it skips it.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster.apiserver import ApiServer, api_server
+from tests.cluster.binaries import go_is_there
+
+
+def require_go() -> None:
+    if not go_is_there():
+        reason = "the program `go` is missing: the API server is built with it"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def bare_api() -> Iterator[ApiServer]:
+    """An API server alone: what is written stays as it is, for no controller looks at it."""
+    require_go()
+    with api_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def live_api() -> Iterator[ApiServer]:
+    """An API server with Kubernetes' controllers: Jobs get pods, owners' children are collected."""
+    require_go()
+    with api_server(controllers=True) as server:
+        yield server

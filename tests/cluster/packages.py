@@ -1,0 +1,31 @@
+"""Which Debian packages a cluster on this machine needs, and which of their programs are missing."""
+
+import shutil
+
+ENGINE_PACKAGES = {
+    "dockerd": "docker.io",
+    "docker-proxy": "docker.io",
+    "docker": "docker.io",
+    "containerd": "containerd",
+    "runc": "runc",
+    "iptables": "iptables",
+    "ip": "iproute2",
+    "mmdebstrap": "mmdebstrap",
+    "openssl": "openssl",
+    "setpriv": "util-linux",
+    "umount": "mount",
+}
+"""A program and the Debian package that brings it. Go is not among them: Debian's is too old."""
+
+SEARCHED = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def which(program: str) -> str | None:
+    """Its path; also from the folders that only root has in its PATH."""
+    return shutil.which(program) or shutil.which(program, path=SEARCHED)
+
+
+def missing_packages(programs: dict[str, str] | None = None) -> list[str]:
+    """What apt-get must install before `up`, each once."""
+    wanted = ENGINE_PACKAGES if programs is None else programs
+    return sorted({package for program, package in wanted.items() if which(program) is None})
