@@ -116,9 +116,9 @@ class Tree:
                 )
 
 
-def list_sha256(entries: Iterable[Entry]) -> str:
+def list_sha256(listed: Iterable[Entry]) -> str:
     """SHA-256 of the canonical JSON of a file list."""
-    plain = [entry.model_dump() for entry in entries]
+    plain = [entry.model_dump() for entry in listed]
     return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -171,15 +171,33 @@ def read_manifest(folder: Path) -> Manifest:
 
 def write_manifest(folder: Path, *, licence: str = "", source: str = "", dialect: str = "") -> Manifest:
     """Write the manifest of what `folder` holds now. The caller vouches for the bytes."""
-    entries: list[Entry] = []
+    manifest = Manifest(files=entries(folder), licence=licence, source=source, dialect=dialect)
+    put_manifest(folder, manifest)
+    return manifest
+
+
+def entries(folder: Path) -> tuple[Entry, ...]:
+    """What `folder` holds now, every file read."""
+    found: list[Entry] = []
     for path in sorted(_paths(folder)):
         sha256, stamp = _read(folder / path)
-        entries.append(Entry(path=path, size_bytes=stamp.size_bytes, sha256=sha256))
-    manifest = Manifest(files=tuple(entries), licence=licence, source=source, dialect=dialect)
+        found.append(Entry(path=path, size_bytes=stamp.size_bytes, sha256=sha256))
+    return tuple(found)
+
+
+def put_manifest(folder: Path, manifest: Manifest) -> None:
+    """Put a manifest into its folder, whole or not at all."""
     draft = folder / f".{MANIFEST}.draft"
-    draft.write_text(json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True) + "\n")
+    with draft.open("w") as file:
+        file.write(json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     draft.replace(folder / MANIFEST)
-    return manifest
+
+
+def cached(cache: Path, repo: str, revision: str) -> Path:
+    """Folder of a repository's commit in the cache of models, where `hermes model pull` puts it."""
+    return cache / f"{repo.replace('/', '--')}@{revision}"
 
 
 def bundled() -> list[str]:
