@@ -1,10 +1,12 @@
 """The run document: what is refused says where, why and what to do."""
 
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from hermes_runtime.document import ArmName, DocumentError, HermesRun, parse
+from hermes_runtime.document import ArmName, DocumentError, HermesRun, amount, parse, read
+from tests.crd_cases import ACCEPTED, COMMIT, REFUSED
 
 MINIMAL = """\
 apiVersion: hermes.dev/v1alpha1
@@ -74,6 +76,35 @@ def test_the_examples_parse():
             "run.yaml: line 2: kind: 'Hermes' is not one of HermesRun; did you mean 'HermesRun'?",
             id="another kind",
         ),
+        pytest.param(
+            ("spec:", "spec:\n  model: {source: {repo: a/b, revision: main}}"),
+            "run.yaml: line 5: spec.model.source.revision: 'main' is no commit: 40 hexadecimal digits; "
+            "a branch or a tag moves",
+            id="a branch for a commit",
+        ),
+        pytest.param(
+            ("spec:", "spec:\n  pod: {resources: {model: {limits: {gpu: 1}}}}"),
+            "run.yaml: line 5: spec.pod.resources.model.limits.gpu: 'gpu' is no resource: cpu, memory, "
+            "ephemeral-storage, nvidia.com/gpu, …",
+            id="a resource that Kubernetes would refuse",
+        ),
+        pytest.param(
+            ("spec:", "spec:\n  pod: {resources: {driver: {limits: {cpu: 0.5}}}}"),
+            "run.yaml: line 5: spec.pod.resources.driver.limits.cpu: expected a quantity, for example 2, "
+            '"500m" or "16Gi"; found 0.5',
+            id="a quantity that Kubernetes would refuse",
+        ),
+        pytest.param(
+            ("spec:", "spec:\n  pod: {resources: {tester: {limits: {memory: 512Mi}}}}"),
+            "run.yaml: line 5: spec.pod.resources.tester: a request is larger than its limit: memory, "
+            "1Gi asked and 512Mi allowed",
+            id="a limit below the default request",
+        ),
+        pytest.param(
+            ("spec:", "spec:\n  pod: {tolerations: [{operator: Exists, effec: NoExecute}]}"),
+            "run.yaml: line 5: spec.pod.tolerations[0].effec: unknown field; did you mean 'effect'?",
+            id="an unknown field in a list",
+        ),
     ],
 )
 def test_what_is_refused_says_where_and_what_to_do(change, expected):
@@ -108,6 +139,48 @@ def test_an_override_that_cannot_be_put_is_refused(override):
 
 def test_a_status_from_a_cluster_is_let_through_unread():
     assert isinstance(parse(MINIMAL + "status: {phase: Running}\n"), HermesRun)
+
+
+@pytest.mark.parametrize("document", [pytest.param(document, id=name) for name, document in ACCEPTED])
+def test_what_the_api_gave_is_read_whatever_else_the_cluster_keeps_with_it(document):
+    name = document["metadata"]["name"]
+    metadata = {"name": name, "uid": "1", "managedFields": [{"manager": "kubectl"}]}
+    known = read({**document, "metadata": metadata, "status": {"phase": "Running"}})
+    assert known == read(document) == parse(known.to_yaml())
+    assert known.metadata.model_dump() == {"name": name}
+
+
+@pytest.mark.parametrize(("document", "part"), [pytest.param(d, p, id=n) for n, d, p in REFUSED])
+def test_what_the_api_must_not_give_is_refused(document, part):
+    with pytest.raises(DocumentError) as caught:
+        read(document)
+    assert part in str(caught.value)
+
+
+def test_a_document_without_metadata_is_refused():
+    with pytest.raises(DocumentError, match="metadata: is missing"):
+        read({"apiVersion": "hermes.dev/v1alpha1", "kind": "HermesRun", "spec": {}})
+
+
+def test_a_model_of_the_hub_is_pinned_by_its_commit():
+    source = parse(MINIMAL + f"  model: {{source: {{repo: a/b, revision: {COMMIT}}}}}\n").spec.model.source
+    assert (source.bundled, source.path, source.repo, source.revision) == (None, None, "a/b", COMMIT)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "units"),
+    [
+        (2, "2"),
+        ("2", "2"),
+        ("500m", "0.5"),
+        ("1.5", "1.5"),
+        ("1k", "1000"),
+        ("2Ki", "2048"),
+        ("1Ei", str(2**60)),
+    ],
+)
+def test_a_quantity_is_an_amount(quantity, units):
+    assert amount(quantity) == Decimal(units)
 
 
 def test_every_field_of_the_document_says_what_it_means():
