@@ -1,0 +1,45 @@
+"""Whose turn it is, when the installation runs only so many runs at a time.
+
+Decided here, over all runs: the oldest first. A run with a queue's label is neither counted nor held back:
+its queue decides. What waiting means for one run is decided in `decide`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hermes_operator.names import ENDED, LABEL_QUEUE, Phase
+from hermes_operator.observed import Run, RunKey
+
+_WORKING = frozenset({Phase.PULLING, Phase.STARTING, Phase.RUNNING})
+
+
+def positions(runs: Iterable[Run], cap: int) -> dict[RunKey, int]:
+    """For each run that must wait, its place: 1 for the next. Runs that need not wait are left out.
+
+    `cap` 0: nobody waits.
+    """
+    if cap <= 0:
+        return {}
+    working, wanting = 0, []
+    for run in runs:
+        if run.is_deleted or isinstance(run.document, str) or run.labels.get(LABEL_QUEUE):
+            continue
+        spec = run.document.spec
+        if run.status.phase in _WORKING:
+            working += 1
+        elif not spec.suspend and (run.status.phase not in ENDED or spec.attempt > run.status.attempt):
+            wanting.append(run)
+    wanting.sort(key=lambda run: (run.created_at, run.key))
+    held = wanting[max(0, cap - working) :]
+    return {run.key: shown(place) for place, run in enumerate(held, start=1)}
+
+
+def shown(place: int) -> int:
+    """The place, rounded up to 1, 2, 5, 10, 20, 50 …: each is written once, however long the queue."""
+    step = 1
+    while True:
+        for limit in (step, 2 * step, 5 * step):
+            if place <= limit:
+                return limit
+        step *= 10
