@@ -48,7 +48,7 @@ _FREE_BYTES_MIN = 64 << 20
 """What a pull leaves free: for the manifest, and for others."""
 
 Say = Callable[[str], None]
-Who = Literal["user", "model", "cluster"]
+Who = Literal["user", "cluster"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,26 +88,20 @@ def wanted(paths: list[str]) -> list[str]:
 
 
 def failure_of(error: errors.HermesError) -> Failure:
-    """The failure that an error of `pull` stands for."""
+    """The failure that an error of `pull` stands for, in the operator's words."""
     who: Who = "user"
-    reason, exit_code = "PullRefused", 2
+    reason, exit_code = "PullFailed", 2
     match error:
         case errors.Denied():
-            reason = "ModelGated"
+            reason = "Gated"
         case errors.NotFound():
-            reason = "ModelNotFound"
-        case errors.Unsupported():
-            reason = "ModelUnsupported"
-        case errors.BadInput():
-            reason = "ModelNameInvalid"
+            reason = "RevisionNotFound"
+        case errors.BadInput() | errors.Unsupported():
+            pass
         case errors.Damaged():
-            who, reason, exit_code = "model", "ModelDamaged", 3
-        case errors.Exhausted():
-            who, reason, exit_code = "cluster", "DiskFull", 1
-        case errors.PeerLost() | errors.TimedOut():
-            who, reason, exit_code = "cluster", "HubUnreachable", 1
+            who, reason, exit_code = "cluster", "TreeDamaged", 3
         case _:
-            who, reason, exit_code = "cluster", "PullFailed", 1
+            who, exit_code = "cluster", 1
     return Failure(who=who, reason=reason, message=str(error), exit_code=exit_code)
 
 
