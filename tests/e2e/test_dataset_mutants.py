@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,9 @@ import pytest
 from hermes_runtime.errors import BadInput, Busy
 from hermes_runtime.evaluate.check import check_all
 from hermes_runtime.evaluate.checkout import checkout
-from hermes_runtime.evaluate.datasets.mutants import build_mutants
+from hermes_runtime.evaluate.datasets import baseline as baselines
+from hermes_runtime.evaluate.datasets.baseline import Baseline
+from hermes_runtime.evaluate.datasets.mutants import Decision, Journal, build_mutants
 from hermes_runtime.evaluate.datasets.packages import Subject
 from hermes_runtime.evaluate.instances import read_instances
 from hermes_runtime.sandbox import Sandbox
@@ -168,6 +173,29 @@ async def test_what_was_decided_is_not_run_again(tmp_path, python):
     nothing: Sandbox = NoSandbox()  # type: ignore[assignment]  # its session is never made
     second = await build_mutants(tmp_path / "b.jsonl", 4, 3, [subject], tmp_path / "cache", nothing)
     assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.fixture
+def image_cache() -> Iterator[Path]:
+    """A cache as in an image: everybody may read it and nobody, this process included, may write."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        cache = Path(folder, "cache")
+        cache.mkdir()
+        cache.chmod(0o555)
+        if os.geteuid() == 0:
+            os.seteuid(65534)
+        yield cache
+        if os.getuid() == 0:
+            os.seteuid(0)
+
+
+def test_a_cache_that_cannot_be_written_keeps_nothing_and_is_no_error(image_cache):
+    baselines.write(Baseline(tests=("a",), dropped={}, lines={}), image_cache / "baselines" / "a.json")
+    journal = Journal(image_cache / "decisions" / "a.jsonl")
+    journal.add(Decision(key="one", refused="flaky"))
+    assert journal.get("one") is not None
+    assert list(image_cache.iterdir()) == []
 
 
 async def test_a_package_whose_tests_fail_before_any_mutation_is_refused_by_name(tmp_path, python):

@@ -13,10 +13,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from hermes_runtime.document import HermesRun, ModelBackend
+from hermes_runtime.document import HermesRun, ModelBackend, ModelSource
 from hermes_runtime.errors import BadInput, NotFound
 from hermes_runtime.evaluate.checkout import checkout
 from hermes_runtime.evaluate.datasets import mutants
+from hermes_runtime.evaluate.datasets.baseline import is_read_only
 from hermes_runtime.evaluate.datasets.packages import sha256_of
 from hermes_runtime.evaluate.folder import RunFolder, write_atomically
 from hermes_runtime.evaluate.instances import Instance, read_instances, to_line
@@ -38,9 +39,19 @@ class Prepared(BaseModel):
 
 
 def prepare(
-    document: HermesRun, folder: RunFolder, *, base: Path, cache: Path, say: Callable[[str], None]
+    document: HermesRun,
+    folder: RunFolder,
+    *,
+    base: Path,
+    cache: Path,
+    models: Path | None = None,
+    part: slice = slice(None),
+    say: Callable[[str], None],
 ) -> Prepared:
     """Prepare `folder` for `document`, whose relative paths start at `base`. Idempotent.
+
+    `models`: where models of the Hub are; by default in the cache. Only the trees of the instances in
+    `part` are made; the file has them all.
 
     Raises what a user can mend: a missing file, a damaged model, no sandbox, a registry out of reach.
     """
@@ -48,9 +59,9 @@ def prepare(
         return Prepared.model_validate_json(folder.prepared.read_bytes())
     sandbox = choose(document.spec.evaluate.sandbox)
     say(f"sandbox: {sandbox.name}")
-    model_path, dialect = _model(document, base, say)
+    model_path, dialect = _model(document, base, models or cache / "models", say)
     dataset_sha256 = _instances(document, folder, base, cache, say)
-    instances = list(read_instances(folder.instances))
+    instances = list(read_instances(folder.instances))[part]
     for number, instance in enumerate(instances, start=1):
         tree = folder.trees / instance.instance_id
         if not tree.exists():
@@ -64,7 +75,9 @@ def prepare(
     return prepared
 
 
-def _model(document: HermesRun, base: Path, say: Callable[[str], None]) -> tuple[Path, str]:
+def _model(
+    document: HermesRun, base: Path, models: Path, say: Callable[[str], None]
+) -> tuple[Path, str]:  # fmt: skip
     """The model's folder or script, verified, and the dialect to speak to it."""
     part = document.spec.model
     if part.backend is ModelBackend.SCRIPTED:
@@ -74,10 +87,22 @@ def _model(document: HermesRun, base: Path, say: Callable[[str], None]) -> tuple
         if not script.is_file():
             raise NotFound(f"spec.model.source.path: {script} is not there")
         return script, "chat" if part.dialect == "auto" else part.dialect
-    path = model_tree.resolve(part.source.bundled or base / (part.source.path or ""))
+    path = _model_folder(part.source, base, models)
     manifest = model_tree.verify(path).manifest
     say(f"model: {path.name}, {len(manifest.files)} files verified")
     return path, (manifest.dialect or "chat") if part.dialect == "auto" else part.dialect
+
+
+def _model_folder(source: ModelSource, base: Path, models: Path) -> Path:
+    if source.repo is None or source.revision is None:
+        return model_tree.resolve(source.bundled or base / (source.path or ""))
+    found = model_tree.cached(models, source.repo, source.revision)
+    if not found.is_dir():
+        raise NotFound(
+            f"spec.model.source: {source.repo} is not in the model cache; fetch it with `hermes model pull "
+            f"{source.repo} --revision {source.revision} --to {found}`"
+        )
+    return found
 
 
 def _instances(
@@ -86,8 +111,9 @@ def _instances(
     """Write instances.jsonl with absolute paths; the digest of the dataset as it was given."""
     wanted = document.spec.evaluate.instances
     if wanted.mutants is not None:
+        # beside the run where the cache is an image's: it holds what is fetched, and may not be written
         dataset = mutants.build(
-            cache / "mutants",
+            (folder.root if is_read_only(cache) else cache) / "mutants",
             count=wanted.mutants.count,
             seed=document.spec.seed,
             packages=wanted.mutants.packages,

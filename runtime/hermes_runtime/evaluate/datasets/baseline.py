@@ -99,11 +99,19 @@ def read(place: Path) -> Baseline | None:
 
 
 def write(baseline: Baseline, place: Path) -> None:
-    """Keep it: whole or not at all."""
+    """Keep it, whole or not at all; a cache that cannot be written keeps nothing."""
+    if is_read_only(place.parent):
+        return
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=place.parent, delete=False) as file:
         json.dump(baseline.model_dump(mode="json"), file, separators=(",", ":"))
     Path(file.name).replace(place)
+
+
+def is_read_only(folder: Path) -> bool:
+    """Whether the folder, or what it would be made in, is there and may not be written: an image's cache."""
+    there = next(one for one in (folder, *folder.parents) if one.exists())
+    return not os.access(there, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 async def measure(subject: Subject, files: Files, suite: TestSuite, say: Say) -> Baseline:

@@ -182,7 +182,7 @@ class _Line:
     _deck: Deck | None = None
     _files: baselines.Files | None = None
     _baseline: Baseline | None = None
-    _journal: _Journal | None = None
+    _journal: Journal | None = None
 
     async def fill(self, wanted: int, places: asyncio.Semaphore, progress: Callable[[], None]) -> None:
         """Try mutants until `wanted` are accepted or none is left."""
@@ -231,7 +231,7 @@ class _Line:
             known = await baselines.measure(subject, self._files, await self._warm(), self.say)
             await asyncio.to_thread(baselines.write, known, place)
         self._baseline = known
-        self._journal = _Journal(self.cache / "decisions" / f"{subject.name}-{key}.jsonl")
+        self._journal = Journal(self.cache / "decisions" / f"{subject.name}-{key}.jsonl")
         sources = {path: read_text(subject.tree, path) or "" for path in self._files.code}
         sources = {path: text for path, text in sources.items() if text.isascii() or _is_utf8(text)}
         self._deck = await asyncio.to_thread(Deck, subject.name, sources, known, self.seed)
@@ -276,8 +276,11 @@ def _is_utf8(text: str) -> bool:
     return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
-class _Journal:
-    """Decisions on disk, a line each; a line that was cut off is as good as none."""
+class Journal:
+    """Decisions on disk, a line each; a line that was cut off is as good as none.
+
+    A cache that cannot be written keeps nothing new.
+    """
 
     def __init__(self, place: Path) -> None:
         self._place = place
@@ -297,6 +300,8 @@ class _Journal:
     def add(self, decision: Decision) -> None:
         """Keep it."""
         self._known[decision.key] = decision
+        if baselines.is_read_only(self._place.parent):
+            return
         self._place.parent.mkdir(parents=True, exist_ok=True)
         with self._place.open("ab") as file:
             # a line of its own even after one that was cut off
