@@ -325,7 +325,9 @@ def _pip(arguments: Sequence[str], *, what: str, python_path: str | None = None)
                 f"pip is needed for {what}, and not there; `{sys.executable} -m ensurepip` installs it"
             )
         program = [outside]
-    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
+    # older pips run setup.py where no back end is named, unless told otherwise; newer ones never do
+    environment = {**os.environ, "PIP_USE_PEP517": "1"}
+    environment |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
     environment.pop("PYTHONPATH", None)
     if python_path is not None:
         environment["PYTHONPATH"] = python_path
