@@ -326,7 +326,7 @@ def status_schema() -> Manifest:
                 countedIndexes=(text, "Finished shards that are counted here, for example 0-3,7."),
                 countedJob=(text, "uid of the Job that they are shards of."),
                 hermeticShards=(count, "Counted shards in which no socket was tried."),
-                movedAt=(text, "When the counts last moved; empty before."),
+                movedAt=(time, "When the counts last moved."),
                 doneOfTotal=(text, "done and total in one text, for people."),
                 solved=(text, "Solved of done, arm by arm, for people."),
             ),

@@ -33,7 +33,7 @@ LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 
 APP = "hermes"
 MANAGER = "hermes-operator"
-COMPONENT_RUN, COMPONENT_PULL = "run", "pull"
+COMPONENT_RUN, COMPONENT_PULL, COMPONENT_STORE = "run", "pull", "store"
 
 SELECTOR = f"{LABEL_MANAGED_BY}={MANAGER}"
 """Selects every Job and Pod that the operator made."""
