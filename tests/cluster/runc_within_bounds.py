@@ -13,10 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+Manifest = dict[str, Any]
 WITHOUT = "CAP_SYS_RESOURCE"
 
 
-def bounded(process: dict[str, Any]) -> None:
+def bounded(process: Manifest) -> None:
     """Take out of one process' configuration what this root cannot give."""
     for granted in (process.get("capabilities") or {}).values():
         if WITHOUT in granted:

@@ -1,0 +1,158 @@
+"""A cluster of one node by kind: `up`, `load` an image, `down`. Each may be called twice.
+
+HERMES_KIND_IMAGE chooses the node image: unset, it is built here (node_image.py); `stock`, kind's own;
+else an image by name. Before the node starts its network is fenced (fence.py): from then on nothing that
+runs in the cluster reaches anything outside. `down` leaves no process, mount, rule, bridge or container
+behind; what was built stays in the cache.
+"""
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.cluster import engine as engines
+from tests.cluster import fence
+from tests.cluster.binaries import Programs, cluster_cache, locked, programs, step
+from tests.cluster.engine import Engine
+from tests.cluster.node_image import base_image, node_image
+
+NAME = "hermes"
+NODE = f"{NAME}-control-plane"
+NETWORK = "hermes-kind"
+BRIDGE = "br-hermes"
+BASE_IMAGE = "hermes-base:bookworm"
+BASE_PACKAGES = ("ca-certificates", "git", "procps", "python3", "python3-venv")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """A running cluster."""
+
+    kubeconfig: Path
+    engine: Engine
+    programs: Programs
+
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        return self.programs.kubectl(self.kubeconfig, *arguments, stdin=stdin)
+
+    def environment(self, given: Mapping[str, str]) -> dict[str, str]:
+        """For programs that build images, or talk to the cluster with kubectl, helm or a client."""
+        path = f"{self.programs.folder}:{given.get('PATH', '')}"
+        return {**self.engine.environment(given), "KUBECONFIG": str(self.kubeconfig), "PATH": path}
+
+
+def kubeconfig_path(environment: Mapping[str, str]) -> Path:
+    return cluster_cache(environment) / "kubeconfig"
+
+
+def running(environment: Mapping[str, str] = os.environ) -> Cluster | None:
+    """The cluster that is up, if one is."""
+    engine = engines.found(environment)
+    path = kubeconfig_path(environment)
+    if engine is None or not path.exists() or not _node_runs(engine):
+        return None
+    return Cluster(kubeconfig=path, engine=engine, programs=programs(environment))
+
+
+def up(environment: Mapping[str, str] = os.environ) -> Cluster:
+    """Bring it up, or return the one that is up."""
+    with locked(cluster_cache(environment) / "kind.lock"):
+        cluster = running(environment)
+        return cluster if cluster is not None else _up(environment)
+
+
+def _up(environment: Mapping[str, str]) -> Cluster:
+    built = programs(environment)
+    engine = engines.start(environment)
+    cluster = Cluster(kubeconfig=kubeconfig_path(environment), engine=engine, programs=built)
+    wanted = environment.get("HERMES_KIND_IMAGE", "")
+    image = node_image(engine, built) if not wanted else "" if wanted == "stock" else wanted
+    if not engine.docker("network", "ls", "--quiet", "--filter", f"name=^{NETWORK}$").strip():
+        option = f"com.docker.network.bridge.name={BRIDGE}"
+        engine.docker("network", "create", "--driver", "bridge", "--opt", option, NETWORK)
+    fence.put_up(BRIDGE)
+    with step("kind create cluster"):
+        _kind(
+            cluster,
+            "create",
+            "cluster",
+            "--name",
+            NAME,
+            "--config",
+            "-",
+            "--wait",
+            "120s",
+            *(["--image", image] if image else []),
+            stdin=json.dumps(_configuration(is_ours=not wanted)),
+        )
+    fence.watch_pods(engine, NODE)
+    with step("the cluster's own pods"):
+        cluster.kubectl("-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s")
+        cluster.kubectl("-n", "kube-system", "rollout", "status", "daemonset/kube-proxy", "--timeout=60s")
+    return cluster
+
+
+def load(image: str, environment: Mapping[str, str] = os.environ) -> None:
+    """Give the cluster's node an image that the engine has."""
+    cluster = running(environment)
+    if cluster is None:
+        raise RuntimeError("no cluster is up: python -m tests.cluster up")
+    with step(f"loading {image}"):
+        _kind(cluster, "load", "docker-image", "--name", NAME, image)
+
+
+def base(environment: Mapping[str, str] = os.environ) -> str:
+    """The name of an image with Debian and Python, for a build where none can be pulled."""
+    return base_image(engines.start(environment), BASE_PACKAGES, BASE_IMAGE)
+
+
+def down(environment: Mapping[str, str] = os.environ) -> None:
+    """Leave nothing but the cache. The engine is stopped if `up` started it."""
+    with locked(cluster_cache(environment) / "kind.lock"):
+        engine = engines.found(environment)
+        path = kubeconfig_path(environment)
+        if engine is not None:
+            cluster = Cluster(kubeconfig=path, engine=engine, programs=programs(environment))
+            with step("kind delete cluster"):
+                _kind(cluster, "delete", "cluster", "--name", NAME)
+            fence.take_down(BRIDGE)
+            if engine.docker("network", "ls", "--quiet", "--filter", f"name=^{NETWORK}$").strip():
+                engine.docker("network", "rm", NETWORK)
+        path.unlink(missing_ok=True)
+        engines.stop()
+
+
+def _node_runs(engine: Engine) -> bool:
+    return bool(engine.docker("ps", "--quiet", "--filter", f"name=^{NODE}$").strip())
+
+
+def _configuration(*, is_ours: bool) -> dict[str, object]:
+    """The node of our own image has its network configured already; kind's own brings kindnet."""
+    networking = {"disableDefaultCNI": True, "kubeProxyMode": "iptables"} if is_ours else {}
+    kubelet = {"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration"}
+    # Root without CAP_SYS_RESOURCE may not make a process less likely to be killed than it is itself.
+    patched = json.dumps({**kubelet, "oomScoreAdj": 0, "failCgroupV1": False})
+    return {
+        "kind": "Cluster",
+        "apiVersion": "kind.x-k8s.io/v1alpha4",
+        "networking": networking,
+        "nodes": [{"role": "control-plane"}],
+        "kubeadmConfigPatches": [patched] if is_ours else [],
+    }
+
+
+def _kind(cluster: Cluster, *arguments: str, stdin: str | None = None) -> None:
+    environment = {**cluster.environment(os.environ), "KIND_EXPERIMENTAL_DOCKER_NETWORK": NETWORK}
+    done = subprocess.run(
+        [cluster.programs.path("kind"), *arguments],
+        input=stdin,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"kind {' '.join(arguments)}:\n{done.stderr[-4000:]}")
