@@ -52,7 +52,9 @@ def main():
     told, status = None, {}
     while time.monotonic() < deadline:
         status = (find(api, namespace) or {}).get("status") or {}
-        line = f"{status.get('phase', 'not looked at yet')} {status.get('progress', {}).get('doneOfTotal', '')}"
+        line = (
+            f"{status.get('phase', 'not looked at yet')} {status.get('progress', {}).get('doneOfTotal', '')}"
+        )
         if line != told:
             told = line
             print(f"{RUN}: {line}", flush=True)
