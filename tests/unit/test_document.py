@@ -95,9 +95,9 @@ def test_the_examples_parse():
             id="a quantity that Kubernetes would refuse",
         ),
         pytest.param(
-            ("spec:", "spec:\n  pod: {resources: {tester: {limits: {memory: 512Mi}}}}"),
+            ("spec:", "spec:\n  pod: {resources: {tester: {limits: {memory: 256Mi}}}}"),
             "run.yaml: line 5: spec.pod.resources.tester: a request is larger than its limit: memory, "
-            "1Gi asked and 512Mi allowed",
+            "512Mi asked and 256Mi allowed",
             id="a limit below the default request",
         ),
         pytest.param(
