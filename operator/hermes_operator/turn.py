@@ -23,7 +23,7 @@ def positions(runs: Iterable[Run], cap: int) -> dict[RunKey, int]:
         return {}
     working, wanting = 0, []
     for run in runs:
-        if run.is_deleted or isinstance(run.document, str) or run.labels.get(LABEL_QUEUE):
+        if run.is_deleted or isinstance(run.document, str) or LABEL_QUEUE in run.labels:
             continue
         spec = run.document.spec
         if run.status.phase in _WORKING:

@@ -82,7 +82,7 @@ def _teller(view: View, index: int, is_completed: bool) -> Pod | None:
     pods = view.shard_pods.get(index, [])
     if is_completed:
         return next((pod for pod in pods if _exit_code(pod) == 0), None)
-    if not pods or pods[0].age_key[0] < view.spec.backoff_limit or not _exited(pods[0]):
+    if not pods or pods[0].age_key[0] < view.spec.backoff_limit or pods[0].is_live:
         return None
     return pods[0]
 
@@ -99,8 +99,8 @@ def _exited(pod: Pod) -> bool:
 def _added(view: View, status: Status, pod: Pod) -> Status:
     """The status with what this pod's driver tells."""
     driver = pod.container(DRIVER)
-    assert driver is not None
-    assert driver.exit is not None
+    if driver is None or driver.exit is None:
+        return status
     told = report.read(report.DriverReport, driver.exit.message)
     if told is None:
         return status

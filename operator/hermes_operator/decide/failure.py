@@ -151,8 +151,8 @@ def untold(ended: Ended) -> Failure:
     return failure(Who.CLUSTER, Reason.SHARDS_FAILED, message or "the Job failed and its pods are gone")
 
 
-def of_pull(pods: Iterable[Pod], ended: Ended) -> Failure:
-    """Why the model could not be fetched or verified."""
+def of_pull(pods: Iterable[Pod]) -> Failure | None:
+    """Why the model could not be fetched or verified; None if no pod tells (yet)."""
     for pod in sorted(pods, key=lambda one: one.age_key, reverse=True):
         container = pod.container(PULL)
         if container is None or container.exit is None or container.exit.code == 0:
@@ -169,6 +169,11 @@ def of_pull(pods: Iterable[Pod], ended: Ended) -> Failure:
         who = Who.USER if code == BAD_INPUT_CODE else Who.CLUSTER
         text = f"{words.reason}: {words.message}" if words else message or f"the pull exited {code}"
         return failure(who, Reason.PULL_FAILED, text)
+    return None
+
+
+def untold_pull(ended: Ended) -> Failure:
+    """The failure of a pull none of whose pods tells why."""
     return failure(Who.CLUSTER, Reason.PULL_FAILED, f"{ended.reason}: {ended.message}".strip(": "))
 
 

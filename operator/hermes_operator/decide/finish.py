@@ -7,17 +7,13 @@ order), what was hermetic, what ended well. An end is never taken back.
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
 
 from hermes_operator.decide import end
 from hermes_operator.decide.count import counted
 from hermes_operator.decide.failure import of_shards, untold
-from hermes_operator.decide.view import Step, View
+from hermes_operator.decide.view import Step, View, patience
 from hermes_operator.names import Condition, Reason
 from hermes_operator.status import Status
-
-GRACE_SECONDS = 30
-"""For pods to tell after their Job has ended; later, they are taken for lost."""
 
 
 def finish(view: View, status: Status) -> Step:
@@ -31,15 +27,14 @@ def finish(view: View, status: Status) -> Step:
     why = None if ended.is_complete else of_shards(view, ended)
     is_told = not found.untold and (ended.is_complete or why is not None)
     is_still = ended.is_complete or not any(pod.is_live for pod in view.pods)
-    due = at + timedelta(seconds=GRACE_SECONDS)
-    if not (is_told and is_still) and view.now < due:
+    if not (is_told and is_still) and (due := patience(ended, view.pods, view.now)) is not None:
         return Step(status=status, next_at=due, is_last=True)
     closed = _hermetic(view, _started(view, found.status))
     if not ended.is_complete:
         return end.failed(view, closed, why or untold(ended), at=at)
     message = f"{closed.done} of {closed.total} recorded"
     if found.untold:
-        message += f"; the counts of {found.untold} shards were lost with their pods, their results were not"
+        message += f"; the counts of {found.untold} shards were not seen, their results are kept"
     return end.succeeded(view, closed, at=at, message=message)
 
 

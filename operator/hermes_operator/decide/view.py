@@ -6,9 +6,9 @@ started. What to do about it is decided in the policies.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 
 from hermes_operator import names
@@ -246,7 +246,7 @@ class View:
     @property
     def is_queued(self) -> bool:
         """A queue decides when its Job may run."""
-        return bool(self.run.labels.get(names.LABEL_QUEUE))
+        return names.LABEL_QUEUE in self.run.labels
 
     @cached_property
     def job(self) -> Job | None:
@@ -327,6 +327,20 @@ class View:
 
     def _all_pods(self) -> Iterator[Pod]:
         return (Pod(one) for _, one in sorted(self.children.pods.items()))
+
+
+GRACE_SECONDS = 30
+"""For pods to be heard of after their Job has ended; later, they are taken for gone."""
+
+STALE_SECONDS = 660
+"""For pods that are known, and known as running, although their Job has ended: the next list will tell."""
+
+
+def patience(ended: Ended, pods: Iterable[Pod], now: datetime) -> datetime | None:
+    """Until when to wait for pods to tell, after their Job has ended; None: no longer."""
+    seconds = STALE_SECONDS if any(pod.is_live for pod in pods) else GRACE_SECONDS
+    due = (ended.at or now) + timedelta(seconds=seconds)
+    return due if now < due else None
 
 
 def whose_container(name: str) -> Who:
