@@ -154,11 +154,7 @@ class Operator:
         )
         watcher = watch.Watcher(
             cache=self._cache,
-            watches=watch.Watches(
-                settings.namespaces,
-                silence_seconds_max=settings.watch_silence_seconds,
-                now=self._clock(),
-            ),
+            watches=watch.Watches(settings.namespaces, silence_seconds_max=settings.watch_silence_seconds),
             api=self._api,
             metrics=self._metrics,
             wake=workers.wake,

@@ -138,6 +138,18 @@ class KubernetesApi:
                 seen(one)
             return found.resourceVersion
 
+    async def knows_runs(self, namespace: str) -> bool:
+        """Whether the custom resource definition is installed."""
+        try:
+            with self._counted("list", _RUN, namespace):
+                async for _ in self._client.list(_RUN.resource, namespace=namespace, chunk_size=1):
+                    break
+        except ApiFailure as failure:
+            if failure.code == 404:
+                return False
+            raise
+        return True
+
     async def read_lease(self, namespace: str, name: str) -> Manifest | None:
         """The Lease; None: there is none."""
         try:

@@ -41,7 +41,8 @@ async def served(
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, None, port)
+        # A free port of the loopback is for tests; a pod is asked at all of its addresses.
+        site = web.TCPSite(runner, None if port else "127.0.0.1", port)
         await site.start()
         yield int(runner.addresses[0][1])
     finally:

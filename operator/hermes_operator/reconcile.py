@@ -149,7 +149,7 @@ class Reconciler:
         decision = self._decide(run, self._cache.children(run.key), self._now(), self._installation, position)
         for action in decision.actions:
             await self._act(action, run)
-        has_written = await self._write(run, _in_step(decision.status, self._now(), run.generation))
+        has_written = await self._write(run, decision.status)
         if has_written:
             for announcement in decision.announcements:
                 await self._announce(run, announcement)
@@ -253,14 +253,6 @@ class Turns:
             self._computed_for = self._cache.runs_version
             self._known = self._positions(self._cache.runs(), self._cap)
         return self._known
-
-
-def _in_step(status: Status, now: datetime, generation: int) -> Status:
-    """The status without the tale of failures that are over."""
-    known = status.conditions.get(Condition.RECONCILED)
-    if known is None or known.status == "True":
-        return status
-    return status.with_condition(Condition.RECONCILED, "True", Reason.IN_STEP, now=now, generation=generation)
 
 
 def _kind(kind: str) -> Kind | None:

@@ -48,7 +48,8 @@ class Settings:
     pod_name: str = ""
     """HERMES_POD_NAME: who holds the Lease, unique among operators. Default: drawn at random."""
     http_port: int = 8080
-    """HERMES_HTTP_PORT: port of /livez, /readyz and /metrics. Default 8080; 0: any that is free."""
+    """HERMES_HTTP_PORT: port of /livez, /readyz and /metrics. Default 8080; 0: any that is
+    free, on the loopback alone."""
     log_format: str = "text"
     """HERMES_LOG_FORMAT: text (default) or json."""
     workers: int = 8

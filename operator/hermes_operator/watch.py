@@ -43,8 +43,8 @@ class Watch(NamedTuple):
 
 @dataclass(slots=True)
 class _State:
-    heard_at: float
-    """When any byte of it came last, or when it was first waited for."""
+    heard_at: float | None = None
+    """When any byte of it came last, or when it was first waited for; None: it was not yet."""
     is_listed_by_kopf: bool = False
     """kopf has listed and not opened the watch since."""
     is_due: bool = False
@@ -56,9 +56,14 @@ class _State:
 class Watches:
     """How the watches are: pure, fed by what is seen of HTTP."""
 
-    def __init__(self, namespaces: Iterable[str], *, silence_seconds_max: float, now: float) -> None:
+    def __init__(self, namespaces: Iterable[str], *, silence_seconds_max: float) -> None:
         self._silence_seconds_max = silence_seconds_max
-        self._states = {Watch(kind, one): _State(heard_at=now) for one in namespaces for kind in Kind}
+        self._states = {Watch(kind, one): _State() for one in namespaces for kind in Kind}
+
+    def begin(self, now: float) -> None:
+        """From now on silence counts."""
+        for state in self._states.values():
+            state.heard_at = now
 
     def __contains__(self, watch: object) -> bool:
         return watch in self._states
@@ -100,20 +105,27 @@ class Watches:
 
     def silence_seconds(self, now: float) -> float:
         """How long the quietest watch has said nothing."""
-        return max(now - state.heard_at for state in self._states.values())
+        return max(_silence(state, now) for state in self._states.values())
 
     def silent(self, now: float) -> list[Watch]:
         """Watches that have said nothing for too long."""
         return [
-            watch for watch, state in self._states.items() if now - state.heard_at > self._silence_seconds_max
+            watch for watch, state in self._states.items() if _silence(state, now) > self._silence_seconds_max
         ]
 
 
+def _silence(state: _State, now: float) -> float:
+    return 0.0 if state.heard_at is None else now - state.heard_at
+
+
 class ListApi(Protocol):
-    """What healing needs of the Kubernetes API."""
+    """What healing needs of the Kubernetes API. Every method raises ApiFailure."""
+
+    async def knows_runs(self, namespace: str) -> bool:
+        """Whether the custom resource definition is installed."""
 
     async def list_all(self, kind: Kind, namespace: str, seen: Callable[[Manifest], None]) -> str:
-        """Show every object of ours; the version that the list is of. ApiFailure if that fails."""
+        """Show every object of ours; the version that the list is of."""
 
 
 class Watcher:
@@ -170,6 +182,23 @@ class Watcher:
     def heard(self, watch: Watch) -> None:
         """Bytes came."""
         self.watches.heard(watch, self._clock())
+
+    async def installed(self, namespace: str) -> None:
+        """Return once runs can be listed: kopf would never look for their definition again."""
+        for delay in Backoffs():
+            try:
+                if await self._api.knows_runs(namespace):
+                    break
+                log.warning(
+                    "the custom resource definition %s.%s is not installed: "
+                    "install the chart's, or hermes-operator crd | kubectl apply -f -",
+                    names.PLURAL,
+                    names.GROUP,
+                )
+            except ApiFailure as failure:
+                log.warning("runs cannot be listed: %s", failure)
+            await asyncio.sleep(delay)
+        self.watches.begin(self._clock())
 
     async def heal(self) -> None:
         """Take own lists for ever: at once where one is due, and of everything every so often."""
@@ -276,6 +305,7 @@ async def watch(
     take_signals: Callable[[], None],
 ) -> None:
     """Watch until `stop` is set; raises if kopf fails."""
+    await watcher.installed(next(iter(namespaces)))
     tasks = await kopf.spawn_tasks(
         registry=registry(watcher, config),
         settings=kopf_settings(watch_silence_seconds),
