@@ -6,6 +6,7 @@ instances.jsonl, trees/<instance>/   the instances and their unpatched trees
 store/          blobs, events, results: the truth; all that follows is a view of it
 manifest.json, summary.json, predictions/, ledger.parquet, results.parquet, report.html
 logs/           what each process printed
+fetched.json    only where the run was fetched from a cluster's store: its id there, how far the copy is
 """
 
 from __future__ import annotations
@@ -17,8 +18,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict
+
 from hermes_runtime.document import HermesRun, parse
 from hermes_runtime.errors import BadInput, Busy, NotFound
+
+
+class Fetched(BaseModel):
+    """What fetched.json holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run_id: str
+    """What the run is called in the store."""
+    copied_to: int = 0
+    """Place in the log of the cluster's store up to which the run's events are here."""
+    instances: int = 0
+    """Instances of the run; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +85,15 @@ class RunFolder:
         if not self.document.is_file():
             raise NotFound(f"{self.root} is no run's folder: {self.document.name} is not in it")
         return parse(self.document.read_text(encoding="utf-8"), name=str(self.document))
+
+    def read_fetched(self) -> Fetched | None:
+        """Where the run was fetched from; None for a run of this machine."""
+        path = self.root / "fetched.json"
+        return Fetched.model_validate_json(path.read_bytes()) if path.exists() else None
+
+    def write_fetched(self, fetched: Fetched) -> None:
+        """Say where the run was fetched from, and how far the copy is."""
+        write_atomically(self.root / "fetched.json", fetched.model_dump_json(indent=1).encode())
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -34,7 +34,7 @@ def write_views(root: Path) -> Path:
     folder = RunFolder(root)
     document = folder.read_document()
     with closing(_opened(folder)) as store:
-        results = list(_results(store, document))
+        results = list(_results(store, _run_id(folder, document)))
         context = _context(folder, document)
         found = summary.summarize(results, context)
         summary.write(root, found, results, model_name=context.model_name)
@@ -61,7 +61,8 @@ def explain_instance(root: Path, instance_id: str, arm: str | None, *, colour: b
         known = ", ".join(sorted(gold)[:20])
         raise NotFound(f"{instance_id} is no instance of this run; there are {known}")
     with closing(_opened(folder)) as store:
-        results = [result for result in _results(store, document) if result.instance_id == instance_id]
+        every = _results(store, _run_id(folder, document))
+        results = [result for result in every if result.instance_id == instance_id]
         chosen = [result for result in results if arm in (None, result.arm)]
         if not chosen:
             done = ", ".join(sorted(result.arm for result in results)) or "none yet"
@@ -78,30 +79,42 @@ def _opened(folder: RunFolder) -> DiskStore:
     return DiskStore(folder.store)
 
 
-def _results(store: Store, document: HermesRun) -> Iterator[Result]:
-    for _, data in store.results(document.metadata.name):
+def _run_id(folder: RunFolder, document: HermesRun) -> str:
+    """What the run is called in its store: on one machine by its name, on a cluster by more than that."""
+    fetched = folder.read_fetched()
+    return document.metadata.name if fetched is None else fetched.run_id
+
+
+def _results(store: Store, run_id: str) -> Iterator[Result]:
+    for _, data in store.results(run_id):
         yield Result.model_validate_json(data)
 
 
 def _context(folder: RunFolder, document: HermesRun) -> summary.RunContext:
     path = folder.root / "manifest.json"
     manifest: Mapping[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
-    evaluate = document.spec.evaluate
+    evaluate, fetched = document.spec.evaluate, folder.read_fetched()
     model = dict(manifest.get("loaded", {}))
     source = document.spec.model.source
-    model["name"] = source.bundled or source.path or ""
+    model["name"] = source.bundled or source.path or source.repo or ""
     model["digest"] = model.get("tree_sha256", "")
     return summary.RunContext(
         run=document.metadata.name,
         arms=tuple(arm.value for arm in evaluate.arms),
         control=CONTROL if evaluate.control == "enumerate" else None,
-        instances=sum(1 for _ in read_instances(folder.instances)),
+        instances=max(sum(1 for _ in read_instances(folder.instances)), fetched.instances if fetched else 0),
         model=model,
         hermetic=manifest.get("hermetic", {}),
         manifest={key: value for key, value in manifest.items() if key not in ("loaded", "hermetic")},
-        model_name=f"hermes-{Path(model['name']).stem}" if model["name"] else "hermes",
+        model_name=_model_name(model["name"], is_repo=source.repo is not None),
         seed=document.spec.seed,
     )
+
+
+def _model_name(name: str, *, is_repo: bool) -> str:
+    """The model in predictions: "hermes-" and the last part of what the document calls it."""
+    last = name.rpartition("/")[2] if is_repo else Path(name).stem  # a repository's dots are no suffixes
+    return f"hermes-{last}" if last else "hermes"
 
 
 def _acts(store: Store, stream: str) -> Iterator[ActRecord]:
