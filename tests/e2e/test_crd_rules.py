@@ -1,57 +1,24 @@
 """A real API server takes the definition, and answers documents and edits as the tables say."""
 
-import json
-import ssl
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
 
 import pytest
 
 from hermes_operator.crd import crd
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.fixtures import bare_api as bare_api
-from tests.crd_cases import ACCEPTED, EDITS_ACCEPTED, EDITS_REFUSED, MINIMAL, REFUSED, Document, changed
+from tests.cluster_requests import MERGE_PATCH, Ask, asks
+from tests.crd_cases import ACCEPTED, EDITS_ACCEPTED, EDITS_REFUSED, MINIMAL, REFUSED, changed
 from tests.structural import with_defaults
 
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 RUNS = "/apis/hermes.dev/v1alpha1/namespaces/default/hermesruns"
-Ask = Callable[..., tuple[int, Document]]
 
 
 @pytest.fixture(scope="module")
-def ask(bare_api: ApiServer) -> Ask:
-    """A request of the administrator; the status code and what was answered."""
-    trusted = urllib.request.HTTPSHandler(
-        context=ssl.create_default_context(cafile=str(bare_api.certificate))
-    )
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), trusted)
-
-    def asked(method: str, path: str, body: Document | None = None, kind: str = "") -> tuple[int, Document]:
-        request = urllib.request.Request(
-            bare_api.url + path,
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={
-                "Authorization": f"Bearer {bare_api.token}",
-                "Content-Type": kind or "application/json",
-            },
-        )
-        try:
-            with direct.open(request, timeout=10) as answer:
-                return answer.status, json.load(answer)
-        except urllib.error.HTTPError as refusal:
-            with refusal:
-                text = refusal.read()
-                return refusal.code, json.loads(text) if text.startswith(b"{") else {"message": text.decode()}
-
-    return asked
-
-
-@pytest.fixture(scope="module")
-def runs(ask: Ask) -> Ask:
-    """The same, once the API server serves HermesRuns."""
+def runs(bare_api: ApiServer) -> Ask:
+    """Requests, once the API server serves HermesRuns."""
+    ask = asks(bare_api)
     code, answer = ask("POST", CRDS, crd())
     assert code == 201, answer
     deadline = time.monotonic() + 30
@@ -87,11 +54,11 @@ def made(runs: Ask) -> str:
 
 @pytest.mark.parametrize(("edit", "part"), [pytest.param(e, p, id=n) for n, e, p in EDITS_REFUSED])
 def test_an_edit_of_what_must_stay_is_refused(runs, made, edit, part):
-    code, answer = runs("PATCH", made, changed({}, edit), "application/merge-patch+json")
+    code, answer = runs("PATCH", made, changed({}, edit), MERGE_PATCH)
     assert (code, part in answer["message"]) == (422, True), answer
 
 
 @pytest.mark.parametrize("edit", [pytest.param(edit, id=name) for name, edit in EDITS_ACCEPTED])
 def test_an_edit_of_what_may_change_is_taken(runs, made, edit):
-    code, answer = runs("PATCH", made, changed({}, edit), "application/merge-patch+json")
+    code, answer = runs("PATCH", made, changed({}, edit), MERGE_PATCH)
     assert code == 200, answer
