@@ -25,6 +25,8 @@ RUN = Path("/run/hermes-cluster")
 READY_SECONDS_MAX = 60.0
 STOPPED_SECONDS_MAX = 60.0
 CAP_SYS_RESOURCE = 24
+CGROUP = "/hermes-cluster"
+"""The engine's own part of the tree of cgroups, so that it is known what to take away."""
 CHAINS = ("DOCKER", "DOCKER-ISOLATION-STAGE-1", "DOCKER-ISOLATION-STAGE-2", "DOCKER-USER")
 SETTINGS_OF_THE_KERNEL = ("net/ipv4/ip_forward", "net/bridge/bridge-nf-call-iptables")
 """What dockerd sets and never sets back."""
@@ -96,6 +98,8 @@ def _start(environment: Mapping[str, str]) -> Engine:
         "exec-root": str(RUN / "exec"),
         "pidfile": str(RUN / "docker.pid"),
         "hosts": [f"unix://{RUN}/docker.sock"],
+        "cgroup-parent": CGROUP,
+        "exec-opts": ["native.cgroupdriver=cgroupfs"],
         "bridge": "none",  # kind brings its own network; docker0 would only be left behind
         "log-level": "warn",
     }
@@ -104,19 +108,19 @@ def _start(environment: Mapping[str, str]) -> Engine:
         configuration |= {"runtimes": {"bounded": {"path": str(runc)}}, "default-runtime": "bounded"}
     (RUN / "daemon.json").write_text(json.dumps(configuration), encoding="utf-8")
     log = RUN / "dockerd.log"
-    with log.open("wb") as output:
-        daemon = subprocess.Popen(
-            [str(which("dockerd")), "--config-file", str(RUN / "daemon.json")],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**environment, "PATH": f"{environment.get('PATH', '')}:/usr/sbin:/sbin"},
-        )
+    # By a shell that ends at once: the daemon is nobody's child, and outlives who started it.
+    detached = 'setsid "$0" --config-file "$1" >"$2" 2>&1 </dev/null & echo $!'
+    pid = subprocess.run(
+        ["sh", "-c", detached, str(which("dockerd")), str(RUN / "daemon.json"), str(log)],
+        env={**environment, "PATH": f"{environment.get('PATH', '')}:/usr/sbin:/sbin"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout.strip()
     engine = Engine(host=f"unix://{RUN}/docker.sock", is_ours=True)
     deadline = time.monotonic() + READY_SECONDS_MAX
     while not _answers(engine):
-        if daemon.poll() is not None or time.monotonic() > deadline:
+        if not Path(f"/proc/{pid}").exists() or time.monotonic() > deadline:
             said = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
             raise RuntimeError(f"dockerd did not start:\n{said}")
         time.sleep(0.1)
@@ -139,6 +143,7 @@ def stop() -> None:
         for mount in reversed(_mounts_under(RUN, cluster_cache(os.environ) / "engine")):
             subprocess.run(["umount", "--lazy", mount], check=True)
         _restore(RUN / "before.json")
+        _remove_cgroups()
         shutil.rmtree(RUN)
 
 
@@ -190,6 +195,16 @@ def _mounts_under(*folders: Path) -> list[str]:
     lines = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
     targets = [line.split()[1] for line in lines]
     return [target for target in targets if any(target.startswith(f"{folder}/") for folder in folders)]
+
+
+def _remove_cgroups() -> None:
+    """Of every hierarchy, innermost first; they are empty, for their processes have ended."""
+    hierarchies = Path("/sys/fs/cgroup")
+    name = CGROUP.lstrip("/")
+    for top in (*hierarchies.glob(name), *hierarchies.glob(f"*/{name}")):
+        if not top.parent.is_symlink():  # cpu and cpuacct may be one hierarchy under two names
+            for folder, _, _ in os.walk(top, topdown=False):
+                Path(folder).rmdir()
 
 
 def _firewall_chains() -> list[str]:

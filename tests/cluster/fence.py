@@ -72,9 +72,7 @@ def _counted(chain: str, bridge: str) -> int | None:
 
 def watch_pods(engine: Engine, node: str) -> None:
     """Put up the rule on the node, or start its counters anew."""
-    address = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
-    own = engine.docker("inspect", "--format", address, node).strip()
-    near = f"{{ {PODS}, {SERVICES}, {own} }}"
+    near = f"{{ {PODS}, {SERVICES} }}"  # what goes to the node itself is not forwarded
     rules = "\n".join(
         (
             f"table ip {TABLE} {{}}",

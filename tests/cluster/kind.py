@@ -24,6 +24,7 @@ NODE = f"{NAME}-control-plane"
 NETWORK = "hermes-kind"
 BRIDGE = "br-hermes"
 BASE_IMAGE = "hermes-base:bookworm"
+STOCK_BASE = "python:3.11-slim-bookworm"
 BASE_PACKAGES = ("ca-certificates", "git", "procps", "python3", "python3-venv")
 
 
@@ -74,6 +75,8 @@ def _up(environment: Mapping[str, str]) -> Cluster:
         option = f"com.docker.network.bridge.name={BRIDGE}"
         engine.docker("network", "create", "--driver", "bridge", "--opt", option, NETWORK)
     fence.put_up(BRIDGE)
+    if engine.docker("ps", "--all", "--quiet", "--filter", f"name=^{NODE}$").strip():
+        _kind(cluster, "delete", "cluster", "--name", NAME)  # of an `up` that did not get to its end
     with step("kind create cluster"):
         _kind(
             cluster,
@@ -105,8 +108,14 @@ def load(image: str, environment: Mapping[str, str] = os.environ) -> None:
 
 
 def base(environment: Mapping[str, str] = os.environ) -> str:
-    """The name of an image with Debian and Python, for a build where none can be pulled."""
-    return base_image(engines.start(environment), BASE_PACKAGES, BASE_IMAGE)
+    """The name of an image with Debian and Python to build on; made here where none can be pulled."""
+    engine = engines.start(environment)
+    if environment.get("HERMES_KIND_IMAGE") != "stock":
+        return base_image(engine, BASE_PACKAGES, BASE_IMAGE)
+    if not engine.has_image(BASE_IMAGE):
+        engine.docker("pull", STOCK_BASE)
+        engine.docker("tag", STOCK_BASE, BASE_IMAGE)
+    return BASE_IMAGE
 
 
 def down(environment: Mapping[str, str] = os.environ) -> None:

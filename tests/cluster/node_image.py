@@ -23,6 +23,7 @@ from tests.cluster.binaries import HERE, KUBERNETES_VERSION, NAMES, PROGRAM, Pro
 from tests.cluster.engine import Engine
 from tests.cluster.packages import which
 
+REPOSITORY = "hermes-node"
 SUITE = "bookworm"
 PACKAGES = (
     "bash",
@@ -70,6 +71,27 @@ NETWORK = {
 }
 """One node, so one range of pod addresses, and masquerading for nobody: nothing is to leave."""
 
+SERVICES_RULES = """\
+table ip no_such_service {
+  chain forward {
+    type filter hook forward priority -20;
+    ip daddr 10.96.0.0/16 reject
+  }
+}
+"""
+"""What still has a Service's address when it is forwarded has no endpoint. Let it go, and the connection
+would be remembered untranslated: a pod that asks before kube-proxy is there would wait out its timeout."""
+SERVICES_UNIT = """\
+[Unit]
+Description=Refuse at once what no Service answers
+Before=kubelet.service
+[Service]
+Type=oneshot
+ExecStart=/usr/sbin/nft -f /etc/no-such-service.nft
+[Install]
+WantedBy=multi-user.target
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
@@ -83,7 +105,7 @@ class Image:
 def node_image(engine: Engine, programs: Programs) -> str:
     """The image's name; builds it unless the engine has it."""
     sources = {name: (HERE / name).read_bytes() for name in ("node_image.py",)}
-    name = f"hermes-node:{content_key({**sources, 'programs': str(programs.folder.parent.name).encode()})}"
+    name = f"{REPOSITORY}:{content_key({**sources, 'programs': str(programs.folder.parent.name).encode()})}"
     if not engine.has_image(name):
         with tempfile.TemporaryDirectory(prefix="hermes-node-") as folder:
             root = Path(folder) / "root"
@@ -95,6 +117,9 @@ def node_image(engine: Engine, programs: Programs) -> str:
                 _import_images(root, programs)
             with step("node image: into the engine"):
                 import_image(engine, root, name, ["/usr/local/bin/entrypoint", "/sbin/init"])
+        for older in engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}", REPOSITORY).split():
+            if older != name:
+                engine.docker("rmi", older)
     return name
 
 
@@ -173,6 +198,8 @@ def _add_files(root: Path, programs: Programs) -> None:
     (root / "opt/cni").mkdir(parents=True, exist_ok=True)
     (root / "opt/cni/bin").symlink_to("/usr/lib/cni")
     _write_json(root / "etc/cni/net.d/10-pods.conflist", NETWORK)
+    (root / "etc/no-such-service.nft").write_text(SERVICES_RULES, encoding="utf-8")
+    (root / "etc/systemd/system/no-such-service.service").write_text(SERVICES_UNIT, encoding="utf-8")
     (root / "etc/kubernetes/manifests").mkdir(parents=True, exist_ok=True)
     shutil.copy2(programs.path(PROGRAM), root / "usr/bin" / PROGRAM)
     for name in ON_THE_NODE:
@@ -203,8 +230,8 @@ def _quiet_systemd(root: Path) -> None:
     units = root / "etc/systemd/system"
     wanted = units / "multi-user.target.wants"
     wanted.mkdir(parents=True, exist_ok=True)
-    for unit in ("kubelet.service", "containerd.service", "undo-mount-hacks.service"):
-        (wanted / unit).symlink_to(f"/etc/systemd/system/{unit}")
+    for unit in ("kubelet", "containerd", "undo-mount-hacks", "no-such-service"):
+        (wanted / f"{unit}.service").symlink_to(f"/etc/systemd/system/{unit}.service")
     (units / "systemd-binfmt.service").symlink_to("/dev/null")  # what it registers, the whole host gets
     (root / "sbin/init").unlink(missing_ok=True)
     (root / "sbin/init").symlink_to("/usr/lib/systemd/systemd")
