@@ -10,4 +10,5 @@ instances.py   the schema of an instance; datasets/ builds them; checkout.py lay
 results.py     what is recorded; manifest.py what ran on what
 views.py       everything that is derived: summary.py, report.py, explain.py from act_record.py,
                statistics.py, verdict.py, charts.py, shown.py; progress.py while it runs
+fetch.py       a cluster's run as a run's folder here; cluster.py the way to the cluster's store
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import socket
 import tempfile
 import time
@@ -236,7 +237,7 @@ class KubernetesApi:
         """A pod of the store that is ready, and the port in it."""
         service = self._service(at)
         selector = ",".join(f"{key}={value}" for key, value in (service.spec.selector or {}).items())
-        with self._asking(f"list of pods in namespace {at.namespace}"):
+        with self._asking(f"the list of pods in namespace {at.namespace}"):
             pods = self._core.list_namespaced_pod(
                 at.namespace, label_selector=selector, _request_timeout=_REQUEST_SECONDS
             ).items
@@ -266,13 +267,15 @@ class KubernetesApi:
         try:
             yield
         except self._client.ApiException as error:
-            said = f"{error.status} {error.reason}"
-            match error.status:
+            status, reason = _answer(error)
+            said = f"{status} {reason}".strip()
+            match status:
                 case 404:
                     raise NotFound(f"{what} is not there ({said})") from error
                 case 401 | 403:
                     raise Denied(
-                        f"the cluster gives you no {what} ({said}): ask for the right to it"
+                        f"the cluster does not give you {what} ({said}): ask its administrator for the "
+                        "right to it; the role hermes-fetch of the installation has all but the run's own"
                     ) from error
                 case 400 | 422:
                     raise BadInput(f"{what}: the API server refuses the question ({said})") from error
@@ -282,6 +285,13 @@ class KubernetesApi:
             raise
         except Exception as error:  # urllib3's and the web socket's errors have no base of the client's
             raise PeerLost(f"{what}: no API server answers ({error}); try again") from error
+
+
+def _answer(error: Any) -> tuple[int, str]:
+    """Status and reason of an API error; a web socket's has both in its text."""
+    if found := re.match(r"Handshake status (\d+) ([^-+{]*)", str(error.reason)):
+        return int(found[1]), found[2].strip()
+    return error.status or 0, str(error.reason or "")
 
 
 def _port_of(target: int | str, pod: Any) -> int:

@@ -1,6 +1,7 @@
 """The model port: one model on one device, behind one small set of calls.
 
     tree.py             a model's folder: its manifest, verified before any byte is mapped
+    pull.py             a model from the Hub by its commit, into such a folder
     environment.py      the child's environment: offline, one device, no telemetry, no hub kernels
     transformers_model.py  AutoModelForCausalLM from a local folder
     scripted.py         answers from a script, for tests and for users' tests

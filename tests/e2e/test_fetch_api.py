@@ -1,0 +1,162 @@
+"""What fetching asks of Kubernetes, asked of a real API server, by somebody with the chart's rights alone."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hermes_runtime.errors import BadInput, Denied, NotFound, PeerLost
+from hermes_runtime.evaluate.cluster import CA_ANNOTATION, Installation, KubernetesApi
+from tests.cluster.apiserver import ApiServer
+from tests.cluster.fixtures import bare_api as bare_api
+from tests.cluster.fixtures import kind_cluster as kind_cluster
+from tests.cluster.kind import Cluster
+
+AT = Installation(namespace="hermes")
+STORE_LABELS = {"app": "store"}
+
+
+def objects() -> list[dict[str, Any]]:
+    """An installation without its processes, and two people."""
+    here = {"namespace": AT.namespace}
+    rules = [
+        {"apiGroups": [""], "resources": ["serviceaccounts/token"], "verbs": ["create"]},
+        {"apiGroups": [""], "resources": ["services", "configmaps"], "verbs": ["get"]},
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]},
+        {"apiGroups": [""], "resources": ["pods/portforward"], "verbs": ["get", "create"]},
+    ]
+    ports = [{"name": "grpc", "port": AT.port, "targetPort": "grpc"}]
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "hermes-fetch"}
+    return [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": AT.namespace}},
+        *(
+            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {**here, "name": name}}
+            for name in (AT.reader, "friend", "stranger")
+        ),
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "Role",
+            "metadata": {**here, "name": "hermes-fetch"},
+            "rules": rules,
+        },
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": {**here, "name": "friends"},
+            "roleRef": role,
+            "subjects": [{"kind": "ServiceAccount", "name": "friend", "namespace": AT.namespace}],
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {**here, "name": AT.service},
+            "spec": {"selector": STORE_LABELS, "ports": ports},
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {**here, "name": "store-ca"},
+            "data": {"ca.crt": "an authority"},
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {**here, "name": "hermes-store-0", "labels": STORE_LABELS},
+            "spec": {
+                "serviceAccountName": AT.reader,
+                "automountServiceAccountToken": False,
+                "containers": [
+                    {"name": "store", "image": "none", "ports": [{"name": "grpc", "containerPort": 7443}]}
+                ],
+            },
+        },
+    ]
+
+
+@pytest.fixture(scope="module")
+def installed(bare_api: ApiServer) -> ApiServer:
+    bare_api.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(objects()))
+    return bare_api
+
+
+def api_of(server: ApiServer, name: str, folder: Path) -> KubernetesApi:
+    """The API as a ServiceAccount sees it."""
+    kubeconfig = server.kubeconfig_of(server.service_account(AT.namespace, name), folder / name)
+    return KubernetesApi(context=None, environment={"KUBECONFIG": str(kubeconfig)})
+
+
+def patch(server: ApiServer, what: str, change: dict[str, Any], *more: str) -> None:
+    words = ("patch", what, "--namespace", AT.namespace, "--type", "merge", "--patch", json.dumps(change))
+    server.kubectl(*words, *more)
+
+
+def test_a_friend_gets_a_token_of_the_reader_for_the_store_alone(installed: ApiServer, tmp_path: Path):
+    token = api_of(installed, "friend", tmp_path).token(AT)
+    body = token.text.split(".")[1]
+    claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+    assert claims["aud"] == ["hermes-store"]
+    assert claims["sub"] == "system:serviceaccount:hermes:hermes-reader"
+    assert claims["exp"] == token.expires_at
+
+
+def test_a_stranger_is_told_which_role_to_ask_for(installed: ApiServer, tmp_path: Path):
+    api = api_of(installed, "stranger", tmp_path)
+    with pytest.raises(Denied, match=r"a token of ServiceAccount hermes-reader .* the role hermes-fetch"):
+        api.token(AT)
+    with pytest.raises(Denied, match="HermesRun quick in namespace default"):
+        api.run("default", "quick")
+
+
+def test_the_authority_is_found_by_the_services_annotation(installed: ApiServer, tmp_path: Path):
+    api = api_of(installed, "friend", tmp_path)
+    assert api.authority(AT) is None
+    patch(installed, f"service/{AT.service}", {"metadata": {"annotations": {CA_ANNOTATION: "store-ca"}}})
+    assert api.authority(AT) == "an authority"
+    patch(installed, f"service/{AT.service}", {"metadata": {"annotations": {CA_ANNOTATION: None}}})
+    assert api.authority(Installation(namespace="hermes", ca_config_map="store-ca")) == "an authority"
+
+
+def test_what_is_not_there_is_named(installed: ApiServer, tmp_path: Path):
+    api = api_of(installed, "friend", tmp_path)
+    with pytest.raises(NotFound, match="Service other in namespace hermes is not there"):
+        api.connect(Installation(namespace="hermes", service="other"))
+    with pytest.raises(NotFound, match="has no port 80: see --store"):
+        api.connect(Installation(namespace="hermes", port=80))
+    with pytest.raises(BadInput, match="no cluster to ask"):
+        KubernetesApi(context="elsewhere", environment={"KUBECONFIG": str(tmp_path / "friend")})
+
+
+def test_only_a_pod_that_is_ready_is_connected_to(installed: ApiServer, tmp_path: Path):
+    api = api_of(installed, "friend", tmp_path)
+    with pytest.raises(PeerLost, match="no pod of Service hermes-store in namespace hermes is ready"):
+        api.connect(AT)
+    ready = {"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}}
+    patch(installed, "pod/hermes-store-0", ready, "--subresource", "status")
+    with pytest.raises((BadInput, PeerLost), match="a port-forward to pod hermes-store-0"):
+        api.connect(AT)  # it runs on no node
+
+
+async def test_bytes_go_through_a_real_port_forward_and_back(kind_cluster: Cluster):
+    """The cluster's own name server is asked by TCP: the one server that every cluster has."""
+    api = KubernetesApi(context=None, environment={"KUBECONFIG": str(kind_cluster.kubeconfig)})
+    at = Installation(namespace="kube-system", service="kube-dns", port=53)
+    question = b"\0\7\1\0\0\1\0\0\0\0\0\0" + b"\x0akubernetes\7default\3svc\7cluster\5local\0" + b"\0\1\0\1"
+    async with asyncio.timeout(60):
+        for _ in range(2):
+            connection = await asyncio.to_thread(api.connect, at)
+            reader, writer = await asyncio.open_connection(sock=connection.socket)
+            writer.write(struct.pack(">H", len(question)) + question)
+            (size_bytes,) = struct.unpack(">H", await reader.readexactly(2))
+            answer = await reader.readexactly(size_bytes)
+            assert answer[:2] == question[:2]
+            assert answer[3] & 0xF == 0  # no error
+            writer.close()
+            await writer.wait_closed()
+            assert connection.error() == ""
