@@ -52,5 +52,5 @@ async def serving(
             where = await until_there(process, ready)
         yield process, where
     finally:
-        await stop(process)
-    assert not ready.exists()
+        code = await stop(process)
+    assert code < 0 or not ready.exists()  # one that is killed leaves it behind

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hermes_runtime.cli import agent, dataset, model, run, store, views
+from hermes_runtime.cli import agent, dataset, fetch, model, run, shard, store, views
 from hermes_runtime.cli.parser import Command
 from hermes_runtime.document import DocumentError
 from hermes_runtime.errors import BadInput, HermesError
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     nouns = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, views, model, store, dataset, agent):
+    for module in (run, fetch, views, model, store, dataset, agent, shard):
         module.add(nouns)
     return top
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from hermes.agent.v1 import agent_pb2, agent_pb2_grpc
 from hermes.model.v1 import model_pb2
 from hermes_runtime.acts.arms import arm
 from hermes_runtime.agents.service import MODEL_TRIES, PATIENCE_SECONDS
 from hermes_runtime.document import HermesRun
-from hermes_runtime.errors import HermesError
+from hermes_runtime.errors import Denied, HermesError, StaleWriter, Unauthenticated
 from hermes_runtime.evaluate.driver import Conversation, Job, Talk
 from hermes_runtime.evaluate.editable import editable_files
 from hermes_runtime.evaluate.folder import RunFolder
@@ -30,7 +31,6 @@ from hermes_runtime.sandbox.choose import choose
 from hermes_runtime.store import ResultKey
 from hermes_runtime.store.client import StoreClient
 from hermes_runtime.supervise import rpc
-from hermes_runtime.supervise.tree import ProcessTree
 
 CONTROL = "enumerate"
 """Arm of the control without a model."""
@@ -51,6 +51,14 @@ def work(document: HermesRun, instances: Sequence[Instance]) -> Iterator[tuple[I
             yield instance, name
 
 
+class Processes(Protocol):
+    """The processes of a run, whoever starts them."""
+
+    async def until_ready(self, name: str) -> None:
+        """Wait until a process that may have been restarted serves again."""
+        ...
+
+
 class Desk:
     """Does a run's work over processes that are up."""
 
@@ -60,15 +68,19 @@ class Desk:
         folder: RunFolder,
         prepared: Prepared,
         instances: Sequence[Instance],
-        tree: ProcessTree,
+        processes: Processes,
         at: Sockets,
         progress: Progress,
+        *,
+        run: str | None = None,
     ) -> None:
+        """`run` is what results and streams are kept under; by default the document's name."""
+        self._run = document.metadata.name if run is None else run
         self._document = document
         self._folder = folder
         self._prepared = prepared
         self._instances = instances
-        self._tree = tree
+        self._processes = processes
         self._at = at
         self._progress = progress
         self._sandbox = choose(prepared.sandbox)
@@ -79,12 +91,16 @@ class Desk:
         """Do what is not recorded yet. Idempotent."""
         todo = list(work(self._document, self._instances))
         arms = list(dict.fromkeys(name for _, name in todo))
-        run = self._document.metadata.name
         async with (
             StoreClient(self._at.of("store"), patience_seconds=PATIENCE_SECONDS) as store,
-            _Agents(self._at, self._tree) as peers,
+            _Agents(self._at, self._processes) as peers,
         ):
-            done = {(key.instance, key.arm): data async for key, data in store.results(run)}
+            mine = {(instance.instance_id, name) for instance, name in todo}
+            done = {
+                (key.instance, key.arm): data
+                async for key, data in store.results(self._run)
+                if (key.instance, key.arm) in mine
+            }
             known = [Result.model_validate_json(data) for data in done.values()]
             self._progress.run_started(len(todo), arms, done=known)
             for instance, name in todo:
@@ -92,9 +108,9 @@ class Desk:
                     await self._one(instance, name, store, peers)
 
     async def _one(self, instance: Instance, name: str, store: StoreClient, peers: _Agents) -> None:
-        run, limit = self._document.metadata.name, self._document.spec.backoff_limit
+        limit = self._document.spec.backoff_limit
         attempt = 1
-        while await store.head(f"{run}/{instance.instance_id}/{name}/{attempt}"):
+        while await store.head(f"{self._run}/{instance.instance_id}/{name}/{attempt}"):
             attempt += 1
         last = attempt + limit
         while True:
@@ -109,6 +125,11 @@ class Desk:
             )
             try:
                 talk = await conversation.run()
+            except (Denied, Unauthenticated):  # the store is not for us: no word about the instance
+                raise
+            except StaleWriter:  # another process is at this attempt; whose result is first will stand
+                attempt += 1
+                continue
             except HermesError as error:
                 if attempt >= last or not error.retry_helps:
                     talk = conversation.talk
@@ -165,7 +186,7 @@ class Desk:
         if instance.instance_id not in self._editable:
             self._editable[instance.instance_id] = editable_files(instance, tree)
         return Job(
-            run=self._document.metadata.name,
+            run=self._run,
             instance=instance,
             tree=tree,
             editable_files=self._editable[instance.instance_id],
@@ -192,8 +213,8 @@ def _no_patch(instance: Instance) -> Grade:
 class _Agents:
     """The agents over their sockets."""
 
-    def __init__(self, at: Sockets, tree: ProcessTree) -> None:
-        self._tree = tree
+    def __init__(self, at: Sockets, processes: Processes) -> None:
+        self._processes = processes
         self._model = ModelClient(at.of("model"), tries=MODEL_TRIES)
         self._channels = {role: rpc.channel(at.of(role)) for role in AGENTS}
         self._stubs = {role: agent_pb2_grpc.AgentServiceStub(open_) for role, open_ in self._channels.items()}
@@ -219,4 +240,4 @@ class _Agents:
 
     async def until_ready(self, role: str) -> None:
         """See driver.Peers."""
-        await self._tree.until_ready(role)
+        await self._processes.until_ready(role)

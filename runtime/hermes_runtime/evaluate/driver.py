@@ -21,7 +21,16 @@ from hermes_runtime.acts import ledger
 from hermes_runtime.acts.arms import Arm
 from hermes_runtime.acts.post import Letter, PostOffice
 from hermes_runtime.agents.prompts import line_repair
-from hermes_runtime.errors import ContextTooShort, HermesError, NotFound, PeerLost, TimedOut
+from hermes_runtime.errors import (
+    ContextTooShort,
+    Denied,
+    HermesError,
+    NotFound,
+    PeerLost,
+    StaleWriter,
+    TimedOut,
+    Unauthenticated,
+)
 from hermes_runtime.evaluate.instances import Instance
 from hermes_runtime.evaluate.results import Cause, LedgerRow, Times
 from hermes_runtime.store import Digest, Event
@@ -151,21 +160,26 @@ class Conversation:
         self._head = b""
         self._tried: list[pb.Outcome] = []
         self._shown: list[_Shown] = []
+        self._awaited = ""
+        """Who is being waited for because it is away."""
         self.talk = Talk(started_at=datetime.now(UTC).isoformat(timespec="milliseconds"))
 
     async def run(self) -> Talk:
         """Talk to the end. Errors of agents and models end it with `failure` and `cause` set.
 
-        Raises what a new attempt may cure (PeerLost), and what is wrong with the store.
+        Raises what a new attempt may cure (PeerLost; StaleWriter, if another process writes to this one's
+        stream), and what the store refuses.
         """
         started = time.perf_counter()
         try:
             async with asyncio.timeout(self._job.timeout_seconds):
                 await self._talk()
-        except TimeoutError:
+        except TimeoutError as error:
+            if self._awaited:
+                raise PeerLost(f"{self._awaited} was away until the time was up") from error
             self.talk.failure = f"no end after {self._job.timeout_seconds:.0f} s"
             self.talk.cause = "agent"
-        except PeerLost:
+        except (PeerLost, StaleWriter, Denied, Unauthenticated):
             raise
         except HermesError as error:
             self.talk.failure = str(error)
@@ -270,7 +284,9 @@ class Conversation:
     ) -> tuple[agent_pb2.DeliverResponse, float]:
         """The answer and the seconds of the call that brought it."""
         for number in range(1, DELIVERY_TRIES + 1):
+            self._awaited = role
             await self._peers.until_ready(role)
+            self._awaited = ""
             started = time.perf_counter()
             try:
                 response = await self._peers.deliver(role, request, timeout_seconds=self._job.timeout_seconds)

@@ -7,10 +7,12 @@ any but Unix sockets. A result that is recorded is never made again; what was cu
 from __future__ import annotations
 
 import asyncio
+import json
 import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +64,7 @@ def run(request: Request) -> Outcome:
         _prepare_apart(request, folder)
         if request.prepare_only:
             return Outcome(exit_code=0)
-        seal = _sealed(document)
+        seal = sealed(document)
         # Only now: what follows brings threads, and a seal must come before the first of them.
         from hermes_runtime.evaluate import views
 
@@ -72,25 +74,42 @@ def run(request: Request) -> Outcome:
 
 
 def _prepare_apart(request: Request, folder: RunFolder) -> None:
-    """Prepare in a child, so that no thread of it is there when this process is sealed."""
     if folder.prepared.exists():
         return
+
+    def work() -> None:
+        from hermes_runtime.evaluate.datasets.packages import cache_folder
+        from hermes_runtime.evaluate.prepare import prepare
+
+        prepare(
+            request.document,
+            folder,
+            base=request.base,
+            cache=request.cache or cache_folder(os.environ, Path.home()),
+            say=say_prepared,
+        )
+
+    apart(work)
+
+
+def say_prepared(text: str) -> None:
+    """A line of progress while preparing."""
+    print(f"prepare: {text}", file=sys.stderr, flush=True)
+
+
+def apart(work: Callable[[], None]) -> None:
+    """Prepare in a child, so that no thread of it is there when this process is sealed.
+
+    Raises what `work` raises, if it is an error of ours.
+    """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
     def child() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         die_with_parent()
-        from hermes_runtime.evaluate.datasets.packages import cache_folder
-        from hermes_runtime.evaluate.prepare import prepare
-
         try:
-            prepare(
-                request.document,
-                folder,
-                base=request.base,
-                cache=request.cache or cache_folder(os.environ, Path.home()),
-                say=lambda text: print(f"prepare: {text}", file=sys.stderr, flush=True),
-            )
+            work()
             sender.send(None)
         except HermesError as error:
             sender.send((type(error), str(error)))
@@ -111,7 +130,8 @@ def _prepare_apart(request: Request, folder: RunFolder) -> None:
         raise kind(message)
 
 
-def _sealed(document: HermesRun) -> Seal | None:
+def sealed(document: HermesRun) -> Seal | None:
+    """Seal this process as the document asks; None if it does not."""
     if not document.spec.hermetic:
         return None
     from hermes_runtime.supervise.seal import seal
@@ -203,8 +223,15 @@ def _write_manifest(
     hermetic: dict[str, Any],
     restarts: dict[str, int],
 ) -> None:
-    import json
+    body = manifest_of(request.document, prepared, model, hermetic)
+    body["restarts"] = restarts
+    write_atomically(folder.root / "manifest.json", json.dumps(body, indent=2).encode())
 
+
+def manifest_of(
+    document: HermesRun, prepared: Prepared, model: model_pb2.DescribeResponse, hermetic: dict[str, Any]
+) -> dict[str, Any]:
+    """The manifest, with what was loaded and whether the model's files are as they were."""
     from google.protobuf.json_format import MessageToDict
 
     from hermes_runtime.evaluate.manifest import manifest
@@ -215,10 +242,9 @@ def _write_manifest(
         "model_files_verified": model.verified_files,
         "model_unchanged_at_end": _is_unchanged(prepared.model_path, model.tree_sha256),
     }
-    body = manifest(request.document, prepared, model, hermetic)
+    body = manifest(document, prepared, model, hermetic)
     body["loaded"] = MessageToDict(model, preserving_proto_field_name=True)
-    body["restarts"] = restarts
-    write_atomically(folder.root / "manifest.json", json.dumps(body, indent=2).encode())
+    return body
 
 
 def _is_unchanged(model: Path, tree_sha256: str) -> bool | None:
