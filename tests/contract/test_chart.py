@@ -19,6 +19,7 @@ from hermes_operator.metrics import Metrics
 from hermes_operator.settings import Settings
 from hermes_runtime import document
 from hermes_runtime.cli.__main__ import parser
+from hermes_runtime.evaluate.cluster import CA_ANNOTATION
 from tests.cluster.binaries import programs
 from tests.cluster.fixtures import require_go
 
@@ -331,6 +332,17 @@ def test_the_store_shows_its_certificate_where_it_has_one(default, everything):
     folder = next(mount["mountPath"] for mount in mounts if mount["name"] == "tls")
     assert arguments(everything).tls_certificate == Path(folder, "tls.crt")
     assert arguments(everything).tls_key == Path(folder, "tls.key")
+
+
+def test_what_hermes_fetch_looks_for_is_there(default, everything):
+    fetch = parser().parse_args(["fetch", "first"])
+    service, port = fetch.store.split("/")
+    for found in (default, everything):
+        assert one(found, "Service", service)["spec"]["ports"][0]["port"] == int(port)
+        assert one(found, "ServiceAccount", fetch.reader)
+    annotations = one(everything, "Service", service)["metadata"]["annotations"]
+    assert annotations == {CA_ANNOTATION: "store-ca"}
+    assert "annotations" not in one(default, "Service", service)["metadata"]
 
 
 def test_the_stores_fence_lets_in_runs_of_the_served_namespaces_and_backups(everything):
