@@ -135,7 +135,9 @@ def _build(folder: Path, environment: Mapping[str, str]) -> None:
     settings = {**environment, "CGO_ENABLED": "0", "GOWORK": "off"}
     with step("downloading the programs' modules"):
         needed = ["go", "list", "-deps", ".", "./pause"]  # `go mod download` would fetch as much again
-        subprocess.run(needed, cwd=HERE, env=settings, stdout=subprocess.DEVNULL, check=True)
+        done = subprocess.run(needed, cwd=HERE, env=settings, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"the modules could not be downloaded:\n{done.stderr[-2000:]}")
     with step("compiling the programs (minutes, once)"):
         _compile(".", fresh / PROGRAM, settings)
         _compile("./pause", fresh / "pause", settings)

@@ -142,7 +142,8 @@ def stop() -> None:
                 time.sleep(0.1)
         for mount in reversed(_mounts_under(RUN, cluster_cache(os.environ) / "engine")):
             subprocess.run(["umount", "--lazy", mount], check=True)
-        _restore(RUN / "before.json")
+        if (RUN / "before.json").exists():
+            _restore(RUN / "before.json")
         _remove_cgroups()
         shutil.rmtree(RUN)
 

@@ -176,8 +176,9 @@ def import_image(engine: Engine, root: Path, name: str, entrypoint: list[str]) -
 
 def _add_files(root: Path, programs: Programs) -> None:
     """What kind's own Dockerfile copies and sets, and what differs for Debian's containerd."""
-    module = ["go", "list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/kind"]
-    found = subprocess.run(module, cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
+    module = ["go", "mod", "download", "-json", "sigs.k8s.io/kind"]  # at once where it is there
+    printed = subprocess.run(module, cwd=HERE, capture_output=True, text=True, check=True).stdout
+    found = json.loads(printed)["Dir"]
     files = Path(found) / "images" / "base" / "files"
     for source in sorted(path for path in files.rglob("*") if path.is_file()):
         target = root / source.relative_to(files)

@@ -1,6 +1,7 @@
 """Which Debian packages a cluster on this machine needs, and which of their programs are missing."""
 
 import shutil
+from collections.abc import Mapping
 
 ENGINE_PACKAGES = {
     "dockerd": "docker.io",
@@ -9,7 +10,6 @@ ENGINE_PACKAGES = {
     "containerd": "containerd",
     "runc": "runc",
     "iptables": "iptables",
-    "ip": "iproute2",
     "mmdebstrap": "mmdebstrap",
     "openssl": "openssl",
     "setpriv": "util-linux",
@@ -25,7 +25,6 @@ def which(program: str) -> str | None:
     return shutil.which(program) or shutil.which(program, path=SEARCHED)
 
 
-def missing_packages(programs: dict[str, str] | None = None) -> list[str]:
+def missing_packages(wanted: Mapping[str, str] = ENGINE_PACKAGES) -> list[str]:
     """What apt-get must install before `up`, each once."""
-    wanted = ENGINE_PACKAGES if programs is None else programs
     return sorted({package for program, package in wanted.items() if which(program) is None})
