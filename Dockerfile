@@ -74,7 +74,7 @@ COPY requirements/${REQUIREMENTS}.txt /opt/build/requirements.txt
 RUN pip --python /opt/hermes/venv/bin/python install --quiet --no-deps --require-hashes \
       --only-binary :all: --requirement /opt/build/requirements.txt
 
-FROM tools AS cache
+FROM runtime-packages AS cache
 # only what says which packages mutants are made of, so that other changes leave this layer alone
 COPY runtime/hermes_runtime/__init__.py runtime/hermes_runtime/errors.py /opt/build/hermes_runtime/
 COPY runtime/hermes_runtime/evaluate/__init__.py /opt/build/hermes_runtime/evaluate/
@@ -88,12 +88,10 @@ RUN cd /opt/build && python -c 'import pathlib; \
       prepare(names(), pathlib.Path("/opt/hermes/cache"), print)' \
  && chmod -R a+rX /opt/hermes/cache
 
-FROM base AS measured
+FROM cache AS measured
 # The packages' tests are run once here and not in every pod: which are sound, which lines they run, and
 # the mutants of the examples. The tests run behind Landlock; where the builder has none: MEASURE=no.
 ARG MEASURE=yes
-COPY --from=cache /opt/hermes/cache /opt/hermes/cache
-COPY --from=runtime-packages /opt/hermes/venv /opt/hermes/venv
 COPY --from=app /opt/hermes/app /opt/hermes/app
 RUN mkdir -p /opt/hermes/cache/baselines /opt/hermes/cache/decisions \
  && if [ "$MEASURE" = yes ]; then \
