@@ -11,6 +11,7 @@ from hermes_runtime.cli import agent, dataset, fetch, model, run, shard, store, 
 from hermes_runtime.cli.parser import Command
 from hermes_runtime.document import DocumentError
 from hermes_runtime.errors import BadInput, HermesError
+from hermes_runtime.supervise.init import leave_process_1
 
 EXAMPLES = """example:
   hermes run -f examples/quickstart.yaml     run it; the same command goes on where it was stopped
@@ -35,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
+    leave_process_1()
     arguments = parser().parse_args(argv)
     command: Command = arguments.command
     try:
