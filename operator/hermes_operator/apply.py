@@ -20,7 +20,7 @@ from lightkube.types import CascadeType, PatchType
 from hermes_operator import names
 from hermes_operator.cache import Kind
 from hermes_operator.metrics import Metrics
-from hermes_operator.observed import Delete, Patch
+from hermes_operator.observed import Delete, Patch, RunKey
 from hermes_operator.reconcile import ApiFailure
 from hermes_operator.status import Manifest
 
@@ -106,6 +106,29 @@ class KubernetesApi:
                 patch_type=PatchType.MERGE,
                 field_manager=names.FIELD_MANAGER,
             )
+
+    async def read_run(self, key: RunKey) -> Manifest | None:
+        """The run as it is now; None: there is none."""
+        try:
+            with self._counted("get", _RUN, key.name):
+                return await self._client.get(_RUN.resource, key.name, namespace=key.namespace)
+        except ApiFailure as failure:
+            if failure.code == 404:
+                return None
+            raise
+
+    async def list_children(self, key: RunKey) -> list[tuple[Kind, Manifest]]:
+        """Jobs and pods with the run's label."""
+        labels: LabelSelector = {names.LABEL_MANAGED_BY: names.MANAGER, names.LABEL_RUN: key.name}
+        seen: list[tuple[Kind, Manifest]] = []
+        for kind in (Kind.JOB, Kind.POD):
+            endpoint = _WATCHED[kind]
+            with self._counted("list", endpoint, key.name):
+                found = self._client.list(
+                    endpoint.resource, namespace=key.namespace, chunk_size=PAGE_OBJECTS, labels=labels
+                )
+                seen += [(kind, one) async for one in found]
+        return seen
 
     async def delete(self, delete: Delete) -> bool:
         """Delete the object; the cluster collects what it owns."""

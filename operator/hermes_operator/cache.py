@@ -200,6 +200,7 @@ def _run(key: RunKey, manifest: Mapping[str, Any], known: object) -> Run:
         labels=_interned(metadata.get("labels") or {}),
         document=document,
         status=Status.from_manifest(manifest.get("status") or {}),
+        version=str(metadata.get("resourceVersion") or ""),
     )
 
 

@@ -37,6 +37,8 @@ class Run:
     document: HermesRun | str
     """The document, or why it cannot be read."""
     status: Status
+    version: str = ""
+    """resourceVersion that this is; a status is written over no other."""
 
     @property
     def run_id(self) -> RunId:
@@ -52,6 +54,8 @@ class Children:
     """By name: the Jobs of attempts, and the pull Job."""
     pods: Mapping[str, Manifest] = field(default_factory=dict)
     """By name: pods of any of these Jobs."""
+    is_fresh: bool = False
+    """They were listed just now; else they are remembered from watches, which may be late."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +111,8 @@ class Decision:
     announcements: tuple[Announcement, ...] = ()
     next_at: datetime | None = None
     """Look again then, whatever happens; None: only when something changes."""
+    wants_fresh: bool = False
+    """Nothing is to be done yet: what is seen is in doubt. List the children and decide again at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Protocol, assert_never
 
@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 
 FAILURES_SHOWN = 3
 """Failures in a row after which a run's status tells of them."""
+
+CONFLICT = 409
+"""HTTP status: the object is not as we know it."""
 
 NOTE_CHARACTERS_MAX = 1024
 """Longest note of an Event."""
@@ -63,6 +66,12 @@ class Api(Protocol):
 
     async def patch(self, patch: Patch) -> Manifest:
         """Merge a patch into an object that is there; the object as it is now."""
+
+    async def read_run(self, key: RunKey) -> Manifest | None:
+        """The run as it is now; None: there is none."""
+
+    async def list_children(self, key: RunKey) -> list[tuple[Kind, Manifest]]:
+        """The Jobs and pods of a run as they are now."""
 
     async def delete(self, delete: Delete) -> bool:
         """Delete the object and, in the background, what it owns. False: it was not there."""
@@ -129,6 +138,8 @@ class Reconciler:
             outcome = await self._look(run)
         except ApiFailure as failure:
             log.warning("the API failed: %s", failure, extra=_about(run))
+            if failure.code == CONFLICT:
+                await self._refresh(key)
             await self._count_failure(run, Reason.API_ERROR, str(failure))
             return Failed(error=str(failure), retry_after_seconds=failure.retry_after_seconds)
         except Exception as error:
@@ -145,8 +156,13 @@ class Reconciler:
         return self._turns.moved()
 
     async def _look(self, run: Run) -> Done:
-        position = self._turns.position(run.key)
-        decision = self._decide(run, self._cache.children(run.key), self._now(), self._installation, position)
+        position, children = self._turns.position(run.key), self._cache.children(run.key)
+        decision = self._decide(run, children, self._now(), self._installation, position)
+        if decision.wants_fresh:
+            for kind, manifest in await self._api.list_children(run.key):
+                self._cache.remember(kind, manifest)
+            fresh = replace(self._cache.children(run.key), is_fresh=True)
+            decision = self._decide(run, fresh, self._now(), self._installation, position)
         for action in decision.actions:
             await self._act(action, run)
         has_written = await self._write(run, decision.status)
@@ -185,8 +201,14 @@ class Reconciler:
             {
                 "apiVersion": names.API_VERSION,
                 "kind": names.KIND,
-                # With its uid the status cannot reach another run of the same name.
-                "metadata": {"namespace": run.key.namespace, "name": run.key.name, "uid": run.uid},
+                "metadata": {
+                    "namespace": run.key.namespace,
+                    "name": run.key.name,
+                    # The status can reach neither another run of the same name nor one that has changed:
+                    # a write whose answer was lost may have ended the run.
+                    "uid": run.uid,
+                    "resourceVersion": run.version,
+                },
                 "status": wanted,
             }
         )
@@ -194,6 +216,18 @@ class Reconciler:
         if status.phase != run.status.phase:
             log.info("phase %s", status.phase.value, extra=_about(run))
         return True
+
+    async def _refresh(self, key: RunKey) -> None:
+        """See the run as it is: what was written over was not what is there."""
+        try:
+            seen = await self._api.read_run(key)
+        except ApiFailure as failure:
+            log.warning("the run cannot be read: %s", failure)
+            return
+        if seen is None:
+            self._cache.forget_named(Kind.RUN, key.namespace, key.name)
+        else:
+            self._cache.remember(Kind.RUN, seen)
 
     async def _announce(self, run: Run, announcement: Announcement) -> None:
         try:

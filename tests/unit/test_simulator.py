@@ -51,7 +51,7 @@ def main(count: int, first: int = 0) -> int:
     for seed in range(first, first + count):
         try:
             world = Schedule(seed, storms(seed)).run()
-        except Exception as error:
+        except (Broken, Exception) as error:
             broken += 1
             print(f"seed {seed}: {type(error).__name__}: {error}", flush=True)
         else:

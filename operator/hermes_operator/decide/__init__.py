@@ -83,6 +83,8 @@ def decide(
     next_at: datetime | None = None
     for policy in POLICIES:
         step = policy(view, status)
+        if step.wants_fresh:
+            return Decision(status=run.status, wants_fresh=True)
         status = step.status
         actions.extend(step.actions)
         announcements.extend(step.announcements)

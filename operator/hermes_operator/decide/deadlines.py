@@ -28,6 +28,8 @@ def deadlines(view: View, status: Status) -> Step:
     due = began + timedelta(seconds=seconds)
     if view.now < due:
         return Step(status=status, next_at=due)
+    if not view.children.is_fresh:
+        return Step(status=status, wants_fresh=True, is_last=True)
     who, what = _cause(view, status)
     message = f"no driver ran within spec.preRunningDeadlineSeconds, {seconds}: {what}"
     jobs = [job for job in (view.pull, view.job) if job is not None and job.ended is None]

@@ -7,7 +7,6 @@ queue the queue decides on suspension and parallelism.
 from __future__ import annotations
 
 from hermes_operator.decide.view import Step, View
-from hermes_operator.manifests import run_job
 from hermes_operator.observed import Patch
 from hermes_operator.status import Manifest, Status
 
@@ -17,16 +16,12 @@ def edit(view: View, status: Status) -> Step:
     job = view.job
     if job is None or job.ended is not None:
         return Step(status=status)
-    fields = (
-        ("activeDeadlineSeconds",) if view.is_queued else ("activeDeadlineSeconds", "parallelism", "suspend")
-    )
-    wanted = run_job(view.run, view.installation, view.attempt)["spec"]
+    wanted: Manifest = {"activeDeadlineSeconds": view.spec.active_deadline_seconds}
+    if not view.is_queued:
+        wanted |= {"parallelism": min(view.spec.parallelism, job.completions), "suspend": False}
     found = job.manifest["spec"]
-    changes: Manifest = {
-        field: wanted.get(field)
-        for field in fields
-        if (wanted.get(field) or None) != (found.get(field) or None)
-    }
+    # A field that is left out is as good as one that is false.
+    changes = {name: value for name, value in wanted.items() if (found.get(name) or False) != value}
     if not changes:
         return Step(status=status)
     patch = Patch(

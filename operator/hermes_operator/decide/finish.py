@@ -11,7 +11,7 @@ from dataclasses import replace
 from hermes_operator.decide import end
 from hermes_operator.decide.count import counted
 from hermes_operator.decide.failure import of_shards, untold
-from hermes_operator.decide.view import Step, View, patience
+from hermes_operator.decide.view import Step, View
 from hermes_operator.names import Condition, Reason
 from hermes_operator.status import Status
 
@@ -27,8 +27,8 @@ def finish(view: View, status: Status) -> Step:
     why = None if ended.is_complete else of_shards(view, ended)
     is_told = not found.untold and (ended.is_complete or why is not None)
     is_still = ended.is_complete or not any(pod.is_live for pod in view.pods)
-    if not (is_told and is_still) and (due := patience(ended, view.pods, view.now)) is not None:
-        return Step(status=status, next_at=due, is_last=True)
+    if not (is_told and is_still) and (wait := view.until_told(ended, status)) is not None:
+        return wait
     closed = _hermetic(view, _started(view, found.status))
     if not ended.is_complete:
         return end.failed(view, closed, why or untold(ended), at=at)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from hermes_operator.decide import end, report, waiting
 from hermes_operator.decide.failure import of_pull, untold_pull
-from hermes_operator.decide.view import PULL, Step, View, patience
+from hermes_operator.decide.view import PULL, Step, View
 from hermes_operator.manifests import pull_job
 from hermes_operator.names import Condition, Phase, Reason
 from hermes_operator.observed import Action, Apply
@@ -47,8 +47,8 @@ def pull(view: View, status: Status) -> Step:
         )
     if ended is not None:
         cause = of_pull(view.pull_pods)
-        if cause is None and (due := patience(ended, view.pull_pods, now)) is not None:
-            return Step(status=status, next_at=due, is_last=True)
+        if cause is None and (wait := view.until_told(ended, status)) is not None:
+            return wait
         why = cause or untold_pull(ended)
         broken = status.with_condition(
             Condition.MODEL_VERIFIED, "False", why.reason, now=now, generation=generation

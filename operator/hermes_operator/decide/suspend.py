@@ -33,7 +33,13 @@ def suspend(view: View, status: Status) -> Step:
         )
     if view.pull is not None and view.pull.ended is None:
         actions.append(view.pull.delete(view.namespace))
-    stopped = replace(status, phase=Phase.SUSPENDED, attempt_started_at=None, queue_position=None)
+    stopped = replace(
+        status,
+        phase=Phase.SUSPENDED,
+        attempt_started_at=None,
+        queue_position=None,
+        shards=replace(status.shards, active=0),
+    )
     if stopped.running_at is None:
         stopped = stopped.with_condition(
             Condition.STARTED, "False", Reason.SUSPENDED, now=view.now, generation=view.run.generation

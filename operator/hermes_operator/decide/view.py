@@ -6,7 +6,7 @@ started. What to do about it is decided in the policies.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -33,6 +33,8 @@ class Step:
     actions: tuple[Action, ...] = ()
     announcements: tuple[Announcement, ...] = ()
     next_at: datetime | None = None
+    wants_fresh: bool = False
+    """The children are in doubt; nothing of the decision counts until they are listed."""
     is_last: bool = False
     """The policies after this one have nothing to say."""
 
@@ -315,6 +317,15 @@ class View:
         """Its Job is there and the queue has not let it run."""
         return self.is_queued and self.job is not None and self.job.is_suspended
 
+    def until_told(self, ended: Ended, status: Status) -> Step | None:
+        """What to do while pods have not told how their Job ended: wait, then list; None: they never will."""
+        due = (ended.at or self.now) + timedelta(seconds=GRACE_SECONDS)
+        if self.now < due:
+            return Step(status=status, next_at=due, is_last=True)
+        if not self.children.is_fresh:
+            return Step(status=status, wants_fresh=True, is_last=True)
+        return None
+
     def _job(self, name: str) -> Job | None:
         manifest = self.children.jobs.get(name)
         job = None if manifest is None else Job(manifest)
@@ -329,18 +340,8 @@ class View:
         return (Pod(one) for _, one in sorted(self.children.pods.items()))
 
 
-GRACE_SECONDS = 30
-"""For pods to be heard of after their Job has ended; later, they are taken for gone."""
-
-STALE_SECONDS = 660
-"""For pods that are known, and known as running, although their Job has ended: the next list will tell."""
-
-
-def patience(ended: Ended, pods: Iterable[Pod], now: datetime) -> datetime | None:
-    """Until when to wait for pods to tell, after their Job has ended; None: no longer."""
-    seconds = STALE_SECONDS if any(pod.is_live for pod in pods) else GRACE_SECONDS
-    due = (ended.at or now) + timedelta(seconds=seconds)
-    return due if now < due else None
+GRACE_SECONDS = 10
+"""For pods to be heard of after their Job has ended; later, they are listed."""
 
 
 def whose_container(name: str) -> Who:
