@@ -19,16 +19,14 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hermes_runtime.document import HermesRun, parse
-from hermes_runtime.errors import BadInput, Damaged, HermesError, NotFound
+from hermes_runtime.errors import BadInput, Damaged, HermesError, NotFound, PeerLost, TimedOut
 from hermes_runtime.evaluate.folder import Fetched, RunFolder, write_atomically
+from hermes_runtime.evaluate.shard import SHARD_EVENT
 from hermes_runtime.store import BlobState, Digest, Event, StoredEvent
 from hermes_runtime.store.client import StoreClient
 from hermes_runtime.store.disk import DiskStore
 
-SHARD_EVENT = "shard"
-"""Type of the event with which a shard says what it left."""
-
-_PAGE = 200
+PAGE_EVENTS = 200
 """Events that are copied between two marks of how far the copy is."""
 
 _AT_ONCE = 8
@@ -160,6 +158,7 @@ async def fetch(
     *,
     document: HermesRun | None = None,
     instances: int = 0,
+    page_events: int = PAGE_EVENTS,
     say: Say = lambda text: None,
 ) -> Copied:
     """Bring `folder` up to what the store holds of `run_id`. Idempotent; goes on where it was cut off.
@@ -175,17 +174,18 @@ async def fetch(
     with folder.locked():
         fetched = _claimed(folder, run_id, instances)
         with closing(await asyncio.to_thread(DiskStore, folder.store)) as local:
-            events, blobs = await _copy_events(client, local, folder, fetched, say)
+            copy = _EventCopy(client, local, folder, fetched, say)
+            await copy.run(page_events)
             results = await _copy_results(client, local, run_id)
             found = await asyncio.to_thread(_shards, local, run_id)
-            if not events and not results and not found:
+            if not copy.fetched.copied_to and not results:
                 raise NotFound(
                     f"the store holds nothing of run {run_id}: it has not recorded anything yet, or its id "
                     "is another"
                 )
             await asyncio.to_thread(_make_folder, local, folder, run_id, found, document)
-        say(f"copied {events} events, {blobs} blobs; {results} results in all")
-        return Copied(events=events, blobs=blobs, results=results, shards=tuple(found))
+        say(f"copied {copy.events} events, {copy.blobs} blobs; {results} results in all")
+        return Copied(events=copy.events, blobs=copy.blobs, results=results, shards=tuple(found))
 
 
 def _claimed(folder: RunFolder, run_id: str, instances: int) -> Fetched:
@@ -208,22 +208,44 @@ def _claimed(folder: RunFolder, run_id: str, instances: int) -> Fetched:
     return known
 
 
-async def _copy_events(
-    client: StoreClient, local: DiskStore, folder: RunFolder, fetched: Fetched, say: Say
-) -> tuple[int, int]:
-    """Copy what came after the last mark; (events, blobs)."""
-    events = blobs = 0
-    prefix = f"{fetched.run_id}/"
-    async with aclosing(client.events(stream_prefix=prefix, after=fetched.copied_to)) as coming:
-        async for page in _pages(coming, _PAGE):
-            named = {digest: None for stored in page for digest in stored.event.digests}
-            blobs += await _copy_blobs(client, local, list(named))
-            await asyncio.to_thread(_append, local, page)
-            fetched = fetched.model_copy(update={"copied_to": page[-1].sequence})
-            folder.write_fetched(fetched)
-            events += len(page)
-            say(f"{events} events, {blobs} blobs")
-    return events, blobs
+class _EventCopy:
+    """The copy of a run's events and the blobs they name, page by page."""
+
+    def __init__(
+        self, client: StoreClient, local: DiskStore, folder: RunFolder, fetched: Fetched, say: Say
+    ) -> None:
+        self._client = client
+        self._local = local
+        self._folder = folder
+        self._say = say
+        self.fetched = fetched
+        self.events = self.blobs = 0
+
+    async def run(self, page_events: int) -> None:
+        """Copy what came after the last mark. A store lost on the way is asked again, if there was a way."""
+        while True:
+            mark = self.fetched.copied_to
+            try:
+                await self._once(page_events)
+            except (PeerLost, TimedOut) as error:
+                if self.fetched.copied_to == mark:
+                    raise
+                self._say(f"{error}; going on at event {self.fetched.copied_to}")
+            else:
+                return
+
+    async def _once(self, page_events: int) -> None:
+        prefix = f"{self.fetched.run_id}/"
+        coming = self._client.events(stream_prefix=prefix, after=self.fetched.copied_to)
+        async with aclosing(coming):
+            async for page in _pages(coming, page_events):
+                named = {digest: None for stored in page for digest in stored.event.digests}
+                self.blobs += await _copy_blobs(self._client, self._local, list(named))
+                await asyncio.to_thread(_append, self._local, page)
+                self.fetched = self.fetched.model_copy(update={"copied_to": page[-1].sequence})
+                self._folder.write_fetched(self.fetched)
+                self.events += len(page)
+                self._say(f"{self.events} events, {self.blobs} blobs")
 
 
 def _append(local: DiskStore, page: Sequence[StoredEvent]) -> None:

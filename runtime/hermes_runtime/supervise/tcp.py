@@ -25,6 +25,10 @@ TOKEN_KEY = "authorization"
 _PREFIX = "Bearer "
 
 _CALLER_OPTIONS: list[tuple[str, Any]] = [
+    *(option for option in rpc.OPTIONS if option[0] != "grpc.min_reconnect_backoff_ms"),
+    # Longest that one attempt may take, whatever gRPC calls it: TLS, or a port-forward, takes seconds on a
+    # busy or distant cluster. What is refused at once is tried again at once.
+    ("grpc.min_reconnect_backoff_ms", 10_000),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 8_000),
     ("grpc.http2.max_pings_without_data", 0),
@@ -136,7 +140,7 @@ def channel(
     another (a port-forward). `token` is asked before each call.
     """
     address_of(address)
-    options = [*rpc.OPTIONS, *_CALLER_OPTIONS]
+    options = list(_CALLER_OPTIONS)
     if ca_file is None:
         bare = aio.insecure_channel(address, options=options)
     else:
