@@ -177,6 +177,7 @@ async def test_two_shards_of_a_run_give_what_one_machine_gives(shop, tmp_path, o
             assert instance["instance_id"] == name
             manifest = json.loads(blobs[payload["manifest"]])
             assert (manifest["run_id"], manifest["hermetic"]["attempts"]) == (RUN, 0)
+            assert manifest["hermetic"]["sealed"] == "driver, model, planner, coder, tester"
             assert yaml.safe_load(blobs[payload["document"]])["metadata"]["name"] == "scripted"
             assert kept.stat([Digest.of(blobs[payload["manifest"]])])[0].expires_at is None  # for ever
     assert fsck.check(home / "store").is_sound

@@ -33,6 +33,8 @@ from hermes_runtime.models.client import Cost, ModelClient
 from hermes_runtime.sandbox.choose import choose
 from hermes_runtime.store.client import StoreClient
 from hermes_runtime.supervise import rpc
+from hermes_runtime.supervise.seal import Seal
+from hermes_runtime.supervise.seal_service import telling
 
 PATIENCE_SECONDS = 120.0
 """How long a store that was lost is waited for."""
@@ -159,9 +161,19 @@ AGENTS: dict[Role, Callable[[str], Agent]] = {
 
 
 async def serve(
-    role: Role, *, socket: Path, store: Path, model: Path, sandbox: str, ready_file: Path | None = None
+    role: Role,
+    *,
+    socket: Path,
+    store: Path,
+    model: Path,
+    sandbox: str,
+    ready_file: Path | None = None,
+    seal: Seal | None = None,
 ) -> None:
-    """Serve one agent at `socket` until SIGTERM. Unsupported if the tester's sandbox cannot run here."""
+    """Serve one agent, and what its seal refused, at `socket` until SIGTERM.
+
+    Unsupported if the tester's sandbox cannot run here.
+    """
     agent = AGENTS[role](sandbox)
     async with (
         StoreClient(store, patience_seconds=PATIENCE_SECONDS) as store_client,
@@ -169,4 +181,4 @@ async def serve(
         AgentServicer(agent, store_client, model_client) as servicer,
     ):
         add = partial(agent_pb2_grpc.add_AgentServiceServicer_to_server, servicer)
-        await rpc.serve(socket, [add], ready_file=ready_file)
+        await rpc.serve(socket, [add, *telling(seal)], ready_file=ready_file)

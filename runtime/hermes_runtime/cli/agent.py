@@ -7,6 +7,7 @@ import asyncio
 from pathlib import Path
 
 from hermes_runtime.cli.parser import Commands, noun, verb
+from hermes_runtime.supervise.seal import seal
 
 
 def add(commands: Commands) -> None:
@@ -30,10 +31,7 @@ def add(commands: Commands) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    if arguments.seal:  # before anything that follows brings threads
-        from hermes_runtime.supervise.seal import seal
-
-        seal()
+    wall = seal() if arguments.seal else None  # before anything that follows brings threads
     from hermes_runtime.agents.service import serve
     from hermes_runtime.supervise.parent import end_with_parent
 
@@ -47,6 +45,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             model=arguments.model,
             sandbox=arguments.sandbox,
             ready_file=arguments.ready_file,
+            seal=wall,
         )
     )
     return 0

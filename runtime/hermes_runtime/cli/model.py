@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from hermes_runtime.cli.parser import Commands, noun, verb
+from hermes_runtime.supervise.seal import seal
 
 
 def add(commands: Commands) -> None:
@@ -82,10 +83,7 @@ def add(commands: Commands) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    if arguments.seal:  # before anything that follows brings threads
-        from hermes_runtime.supervise.seal import seal
-
-        seal()
+    wall = seal() if arguments.seal else None  # before anything that follows brings threads
     from hermes_runtime.models import Backend, ModelSpec
     from hermes_runtime.models.service import serve
     from hermes_runtime.models.tree import resolve
@@ -102,7 +100,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         slots=arguments.slots,
         threads=arguments.threads,
     )
-    asyncio.run(serve(arguments.socket, spec, ready_file=arguments.ready_file))
+    asyncio.run(serve(arguments.socket, spec, ready_file=arguments.ready_file, seal=wall))
     return 0
 
 

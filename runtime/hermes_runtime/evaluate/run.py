@@ -21,15 +21,11 @@ from hermes_runtime.document import HermesRun, ModelBackend
 from hermes_runtime.errors import BadInput, HermesError
 from hermes_runtime.evaluate.folder import RunFolder, write_atomically
 from hermes_runtime.supervise.parent import die_with_parent
+from hermes_runtime.supervise.seal import Seal, evidence, seal
 
 if TYPE_CHECKING:
     from hermes.model.v1 import model_pb2
     from hermes_runtime.evaluate.prepare import Prepared
-    from hermes_runtime.supervise.seal import Seal
-
-
-GRPC_PROBES = 2
-"""Sockets of each family that gRPC tries to open at its start, once in each of its two event engines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +60,11 @@ def run(request: Request) -> Outcome:
         _prepare_apart(request, folder)
         if request.prepare_only:
             return Outcome(exit_code=0)
-        seal = sealed(document)
+        wall = sealed(document)
         # Only now: what follows brings threads, and a seal must come before the first of them.
         from hermes_runtime.evaluate import views
 
-        asyncio.run(_drive(request, folder, seal))
+        asyncio.run(_drive(request, folder, wall))
         report = views.write_views(folder.root)
         return Outcome(exit_code=0, report=report, summary=views.read_summary(folder))
 
@@ -132,29 +128,10 @@ def apart(work: Callable[[], None]) -> None:
 
 def sealed(document: HermesRun) -> Seal | None:
     """Seal this process as the document asks; None if it does not."""
-    if not document.spec.hermetic:
-        return None
-    from hermes_runtime.supervise.seal import seal
-
-    return seal()
+    return seal() if document.spec.hermetic else None
 
 
-def evidence(seal: Seal | None, pids: frozenset[int]) -> dict[str, Any]:
-    """How hermetic the run was. gRPC, at its start, asks twice in each process that uses it (`pids`, and
-    this one) whether a TCP socket can share its port; those refused probes are told apart."""
-    if seal is None:
-        return {"wall": "none", "counted": False, "attempts": None}
-    found: dict[str, Any] = dict(seal.evidence())
-    serving = pids | {os.getpid()}
-    probes = [c for c in found["attempted_by"] if c["pid"] in serving and c["count"] <= GRPC_PROBES]
-    others = [c for c in found["attempted_by"] if c not in probes]
-    found["attempted_by"] = others
-    found["attempts"] -= sum(c["count"] for c in probes)
-    found["grpc_probes_refused"] = sum(c["count"] for c in probes)
-    return found
-
-
-async def _drive(request: Request, folder: RunFolder, seal: Seal | None) -> None:
+async def _drive(request: Request, folder: RunFolder, wall: Seal | None) -> None:
     from hermes_runtime.evaluate.desk import Desk
     from hermes_runtime.evaluate.instances import read_instances
     from hermes_runtime.evaluate.prepare import Prepared
@@ -197,7 +174,7 @@ async def _drive(request: Request, folder: RunFolder, seal: Seal | None) -> None
                     raise KeyboardInterrupt from None
                 raise
             restarts, pids = tree.restarts, tree.pids
-        _write_manifest(request, folder, prepared, model, evidence(seal, pids), restarts)
+        _write_manifest(request, folder, prepared, model, evidence(wall, pids), restarts)
         progress.run_finished(folder.root / "report.html")
 
 

@@ -38,14 +38,14 @@ from hermes_runtime.errors import (
     Unsupported,
 )
 from hermes_runtime.evaluate.folder import RunFolder
-from hermes_runtime.evaluate.run import apart, evidence, manifest_of, say_prepared, sealed
+from hermes_runtime.evaluate.run import apart, manifest_of, say_prepared, sealed
 from hermes_runtime.evaluate.termination import Failure, Termination
+from hermes_runtime.supervise.seal import Seal, evidence
 
 if TYPE_CHECKING:
     from hermes_runtime.evaluate.instances import Instance
     from hermes_runtime.store import Digest
     from hermes_runtime.store.client import StoreClient
-    from hermes_runtime.supervise.seal import Seal
 
 SHARD_EVENT = "shard"
 """Type of the event that says where what the shard left is."""
@@ -101,9 +101,9 @@ def shard(request: Request) -> int:
                 if not folder.prepared.exists():
                     apart(lambda: _prepare(request, document, folder, part))
                 is_preparing = False
-                seal = sealed(document)
+                wall = sealed(document)
                 # Only now: what follows brings threads, and a seal must come before the first of them.
-                asyncio.run(_drive(request, document, folder, part, seal, told))
+                asyncio.run(_drive(request, document, folder, part, wall, told))
             return DONE
         except Terminated:
             return TERMINATED
@@ -136,11 +136,11 @@ async def _drive(
     document: HermesRun,
     folder: RunFolder,
     part: slice,
-    seal: Seal | None,
+    wall: Seal | None,
     told: Termination,
 ) -> None:
     """Do the work, or be told to end."""
-    working = asyncio.create_task(_work(request, document, folder, part, seal, told), name="work")
+    working = asyncio.create_task(_work(request, document, folder, part, wall, told), name="work")
     came = asyncio.Event()
 
     def terminate() -> None:
@@ -162,7 +162,7 @@ async def _work(
     document: HermesRun,
     folder: RunFolder,
     part: slice,
-    seal: Seal | None,
+    wall: Seal | None,
     told: Termination,
 ) -> None:
     from hermes_runtime.agents.service import PATIENCE_SECONDS
@@ -172,7 +172,7 @@ async def _work(
     from hermes_runtime.evaluate.processes import Sockets
     from hermes_runtime.evaluate.progress import JsonProgress, LineProgress
     from hermes_runtime.evaluate.reporting import Reporting
-    from hermes_runtime.evaluate.sidecars import Sidecars
+    from hermes_runtime.evaluate.sidecars import Sidecars, of_the_pod
     from hermes_runtime.store.client import StoreClient
 
     def tell() -> None:
@@ -192,8 +192,11 @@ async def _work(
             watching = group.create_task(sidecars.watch(), name="watch the sidecars")
             await desk.run()
             watching.cancel()
-        body = manifest_of(document, prepared, model, evidence(seal, frozenset()))
-        body["run_id"], body["restarts"] = request.run_id, {}
+        refused = await sidecars.refused()
+        hermetic = of_the_pod(evidence(wall), refused)
+        body = manifest_of(document, prepared, model, hermetic)
+        body["run_id"] = request.run_id
+        body["restarts"] = {name: len(starts) - 1 for name, starts in refused.items() if starts}
         body["shard"] = {"index": request.index, "attempt": request.attempt, "instances": len(instances)}
         told.hermetic = body["hermetic"]
         told.manifest = await _leave(request, document, instances, body, store)

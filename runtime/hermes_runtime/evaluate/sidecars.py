@@ -7,13 +7,17 @@ one machine. One that stays away longer than LOST_SECONDS ends the shard, which 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from grpc import ChannelConnectivity
 
 from hermes.agent.v1 import agent_pb2, agent_pb2_grpc
 from hermes.model.v1 import model_pb2, model_pb2_grpc
-from hermes_runtime.errors import PeerLost, TimedOut
+from hermes.seal.v1 import seal_pb2, seal_pb2_grpc
+from hermes_runtime.errors import HermesError, PeerLost, TimedOut
 from hermes_runtime.evaluate.processes import AGENTS, READY_SECONDS, Sockets
 from hermes_runtime.supervise import rpc
 
@@ -24,6 +28,10 @@ WATCH_SECONDS = 5.0
 """Between two looks at all of them."""
 
 _PAUSE_SECONDS = 0.05
+
+
+Refused = Mapping[str, Sequence[seal_pb2.DescribeResponse]]
+"""What the seals of the sidecars refused: by name, one for each start of it that was heard."""
 
 
 class SidecarLost(Exception):
@@ -41,6 +49,8 @@ class Sidecars:
         self._lost_seconds = lost_seconds
         self._channels = {name: rpc.channel(at.of(name)) for name in ("model", *AGENTS)}
         self._agents = {role: agent_pb2_grpc.AgentServiceStub(self._channels[role]) for role in AGENTS}
+        self._seals = {name: seal_pb2_grpc.SealServiceStub(each) for name, each in self._channels.items()}
+        self._refused: dict[str, dict[bytes, seal_pb2.DescribeResponse]] = {n: {} for n in self._channels}
         self._model = model_pb2_grpc.ModelServiceStub(self._channels["model"])
 
     async def __aenter__(self) -> Sidecars:
@@ -76,10 +86,23 @@ class Sidecars:
             for name in self._channels:
                 if await self._answers(name):
                     seen[name] = time.monotonic()
+                    await self._ask_seal(name)
                 elif time.monotonic() - seen[name] > self._lost_seconds:
                     raise SidecarLost(
                         name, f"{name} has not served for {self._lost_seconds:.0f} s: see its container's log"
                     )
+
+    async def refused(self) -> Refused:
+        """What each start of each sidecar has told last of what its seal refused."""
+        for name in self._channels:
+            await self._ask_seal(name)
+        return {name: tuple(starts.values()) for name, starts in self._refused.items()}
+
+    async def _ask_seal(self, name: str) -> None:
+        with contextlib.suppress(HermesError):  # it is away, or has no seal: then it has told nothing
+            request = seal_pb2.DescribeRequest()
+            told = await rpc.call(self._seals[name].Describe, request, timeout_seconds=READY_SECONDS)
+            self._refused[name][told.start] = told
 
     async def _until_it_answers(self, name: str) -> None:
         while True:
@@ -104,3 +127,37 @@ class Sidecars:
     async def _describe_model(self) -> model_pb2.DescribeResponse:
         request = model_pb2.DescribeRequest()
         return await rpc.call(self._model.Describe, request, timeout_seconds=READY_SECONDS)
+
+
+def of_the_pod(own: Mapping[str, Any], refused: Refused) -> dict[str, Any]:
+    """The evidence of a whole pod: the driver's `own` and that of its sidecars, as of one process.
+
+    It counts as counted only if every process has counted; a sidecar that has told nothing has no seal.
+    """
+    told = [each for starts in refused.values() for each in starts]
+    if own["attempts"] is None:
+        return dict(own)
+    is_whole = all(refused.values())
+    callers = [{"process": "driver", **caller} for caller in own["attempted_by"]]
+    for name, starts in refused.items():
+        for start in starts:
+            callers += [
+                {
+                    "process": name,
+                    "pid": caller.pid,
+                    "comm": caller.comm,
+                    "syscall": caller.syscall,
+                    "family": caller.family,
+                    "count": caller.count,
+                }
+                for caller in start.attempted_by
+            ]
+    return {
+        **own,
+        "wall": own["wall"] if is_whole else "none",
+        "counted": own["counted"] and is_whole and all(each.counted for each in told),
+        "attempts": own["attempts"] + sum(each.attempts for each in told),
+        "attempted_by": callers,
+        "grpc_probes_refused": own["grpc_probes_refused"] + sum(each.grpc_probes_refused for each in told),
+        "sealed": ", ".join(["driver", *(name for name, starts in refused.items() if starts)]),
+    }

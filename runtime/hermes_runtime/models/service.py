@@ -21,6 +21,8 @@ from hermes_runtime.models.instances import Event, PortableMultiInstanceManager,
 from hermes_runtime.models.roster import Budgets
 from hermes_runtime.supervise import rpc
 from hermes_runtime.supervise.ready import ReadyFile
+from hermes_runtime.supervise.seal import Seal
+from hermes_runtime.supervise.seal_service import telling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,10 +70,11 @@ async def serve(
     observe: Callable[[Event], None] = lambda event: None,
     stopping: asyncio.Event | None = None,
     ready_file: Path | None = None,
+    seal: Seal | None = None,
 ) -> None:
     """Load and serve until SIGTERM, SIGINT or `stopping`; then let calls in flight end.
 
-    `ready_file` is written once the model has decoded a token.
+    `ready_file` is written once the model has decoded a token. What `seal` refused is told too.
     Raises what the load raises: NotFound, Damaged, Unsupported.
     """
     specs = [spec] if isinstance(spec, ModelSpec) else list(spec)
@@ -92,7 +95,7 @@ async def serve(
             rpc_pb.add_ModelServiceServicer_to_server(ModelService(manager), server)
 
         try:
-            await rpc.serve(socket, [add], stopping=stop)
+            await rpc.serve(socket, [add, *telling(seal)], stopping=stop)
         finally:
             await asyncio.to_thread(manager.shutdown, False)
 
