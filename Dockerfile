@@ -5,7 +5,7 @@
 #   docker build --target runtime  --tag hermes-runtime:0.1.0-slim --build-arg REQUIREMENTS=runtime-slim .
 #
 # The slim runtime runs the store and scripted models. BASE_IMAGE is any Linux with Python 3.11 or newer,
-# its venv, and CA certificates. Nothing here needs BuildKit: the classic builder, podman and buildah do.
+# its venv, and CA certificates. Nothing here goes beyond what the classic builder understands.
 #
 # pip's settings are build arguments (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST); a CA bundle
 # of your own lies in build/ca-bundle.crt. Both end with the stages that build, and are in no image.
