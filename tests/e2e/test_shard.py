@@ -206,6 +206,24 @@ async def test_a_driver_killed_in_the_middle_goes_on_where_it_was_and_doubles_no
     assert Counter((r.instance_id, r.arm) for r in results).most_common(1)[0][1] == 1
 
 
+async def test_two_drivers_of_one_shard_at_one_time_record_every_result_once(shop, tmp_path, on_a_laptop):
+    """As when a node that was given up comes back: neither takes the other's writing for its own failure."""
+    home = tmp_path / "home"
+    home.mkdir()
+    document = document_of(shop, shardSize=2)
+    async with store(home) as to, pod(tmp_path / "pod", to, document, 0) as made:
+        (tmp_path / "again").mkdir()
+        (tmp_path / "again" / "run").symlink_to(made.sockets)
+        again = Pod(tmp_path / "again", document, 0)
+        async with asyncio.TaskGroup() as group:
+            both = [group.create_task(each.drive()) for each in (made, again)]
+        assert [task.result()[0] for task in both] == [0, 0], [task.result()[1] for task in both]
+        assert made.told()["arms"] == again.told()["arms"]
+    results = results_of(home)
+    assert patches(results) == on_a_laptop
+    assert len(results) == 8
+
+
 async def test_sigterm_ends_a_driver_in_seconds_and_it_says_so(shop, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
