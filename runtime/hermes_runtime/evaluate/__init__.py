@@ -3,6 +3,7 @@
 run.py         a whole run: prepare, seal, start, drive, report; resumable
 folder.py      where each thing of a run lies; prepare.py what is found before the seal
 processes.py   what is started, with which sockets
+shard.py       one shard of a run in a pod, beside sidecars.py; what it tells: termination.py, reporting.py
 desk.py        which instance under which arm; what a crash costs; what is recorded
 driver.py      one (instance, arm): the conversation of driver, planner, coder, tester
 instances.py   the schema of an instance; datasets/ builds them; checkout.py lays one out;
