@@ -12,7 +12,7 @@ import heapq
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -469,6 +469,7 @@ class JobTruth:
     uid: str
     is_pull: bool
     completions: int
+    limit_seconds: int
     counted: set[str] = field(default_factory=set)
     failures: Counter[int] = field(default_factory=Counter)
     completed: set[int] = field(default_factory=set)
@@ -526,6 +527,7 @@ class World:
         self._admitted: set[str] = set()
         self.server.listeners.append(self._cluster_heard)
         self.operator: Operator | None = None
+        self.check_end: Callable[[Status, RunTruth], None] = lambda status, truth: None
 
     # What is asked by the operator's side
 
@@ -594,8 +596,9 @@ class World:
         }
         if key in self.ended and self.ended[key] != kept:
             raise Broken(f"an end was taken back: {self.ended[key]} -> {kept}")
-        if new.phase in ENDED and new.attempt:
+        if new.phase in ENDED and new.attempt and key not in self.ended:
             self.ended[key] = kept
+            self.check_end(new, self.runs[key[0]])
 
     # The garbage collector
 
@@ -638,6 +641,7 @@ class World:
             uid=str(metadata["uid"]),
             is_pull=metadata["labels"][names.LABEL_COMPONENT] == names.COMPONENT_PULL,
             completions=int(job["spec"].get("completions") or 1),
+            limit_seconds=int(job["spec"].get("activeDeadlineSeconds") or 0),
         )
         self.jobs[truth.uid] = truth
         if run is not None:
@@ -776,7 +780,7 @@ class World:
         self._pods += 1
         name = f"{truth.name}-{index}-{self._pods}"
         labels = {**job["metadata"]["labels"], "job-name": truth.name}
-        self._check_alone(truth, labels)
+        self._check_alone(truth)
         annotations: Manifest = {
             "batch.kubernetes.io/job-completion-index": str(index),
             "batch.kubernetes.io/job-index-failure-count": str(truth.failures[index]),
@@ -798,15 +802,18 @@ class World:
         )
         self.clock.after(self.dice.uniform(0.05, 0.5), lambda: self._schedule_pod(truth, name))
 
-    def _check_alone(self, truth: JobTruth, labels: Manifest) -> None:
-        """Two attempts never work at the same time."""
+    def _check_alone(self, truth: JobTruth) -> None:
+        """Two attempts never work at the same time, nor two Jobs of one, if events come in time."""
+        odds = self.odds
+        is_late = odds.event_late or odds.watch_silent or odds.lost_after_list
         for other in self.server.all("Pod"):
             known = self.jobs[_owner(other)]
             is_at_work = other["status"]["phase"] == "Running" and not other["metadata"].get(
                 "deletionTimestamp"
             )
             is_same_run = known.run_uid == truth.run_uid and known.is_pull == truth.is_pull
-            if is_at_work and is_same_run and known.name != truth.name:
+            is_another = known.name != truth.name or (known.uid != truth.uid and not is_late)
+            if is_at_work and is_same_run and is_another and not truth.is_pull:
                 raise Broken(f"pods of {known.name} and of {truth.name} work at the same time")
 
     def _schedule_pod(self, truth: JobTruth, name: str, tries: int = 0) -> None:
@@ -1052,7 +1059,9 @@ class Schedule:
 
     def __init__(self, seed: int, odds: Odds, *, runs: int | None = None, shards: int | None = None) -> None:
         self.world = World(seed, odds)
+        self.world.check_end = self._check_end
         self._shards = shards
+        self._resumed_at: dict[str, float] = {}
         dice = self.world.dice
         for number in range(runs or dice.randint(1, 3)):
             name = f"run{number}"
@@ -1124,7 +1133,9 @@ class Schedule:
         match dice.choice(("suspend", "suspend", "delete", "again", "attempt", "edit", "job", "pod", "pod")):
             case "suspend":
                 self._edit(name, suspend=True)
-                world.clock.after(dice.uniform(0.5, 400.0), lambda: self._edit(name, suspend=False))
+                world.clock.after(30.0, lambda: self._check_suspended(name))
+                if dice.random() < 0.7:
+                    world.clock.after(dice.uniform(0.5, 400.0), lambda: self._edit(name, suspend=False))
             case "delete":
                 world.delete(names.KIND, name)
             case "again":
@@ -1147,6 +1158,8 @@ class Schedule:
             self.create(name)
 
     def _edit(self, name: str, **fields: object) -> None:
+        if fields.get("suspend") is False:
+            self._resumed_at[name] = self.world.clock.now
         if self.world.server.get(names.KIND, name) is not None:
             self.world.server.change(names.KIND, name, lambda found: found["spec"].update(fields))
 
@@ -1172,6 +1185,7 @@ class Schedule:
         attempt = int(spec.get("attempt", 1))
         job_name = names.job_name(truth.name, status.attempt)
         job = next((one for one in reversed(truth.jobs) if one.name == job_name), None)
+        self._check_children(truth, status, is_suspended=bool(spec.get("suspend")))
         if status.phase not in ENDED:
             is_queued = bool(manifest["metadata"]["labels"].get(names.LABEL_QUEUE))
             if not spec.get("suspend") and not (is_queued and status.phase is Phase.SUSPENDED):
@@ -1183,10 +1197,46 @@ class Schedule:
             raise Broken("a higher attempt is wanted")
         if spec["ttlSecondsAfterFinished"] < 1_000:
             raise Broken("its time is over")
+        self._check_end(status, truth)
+
+    def _check_end(self, status: Status, truth: RunTruth) -> None:
+        """When an end is written, and at rest again, it is what happened."""
+        job_name = names.job_name(truth.name, status.attempt)
+        job = next((one for one in reversed(truth.jobs) if one.name == job_name), None)
         if status.phase is Phase.SUCCEEDED:
             self._check_success(status, truth, job)
         else:
             self._check_failure(status, truth, job)
+
+    def _check_suspended(self, name: str) -> None:
+        """A while after it was suspended, nothing of a run works, if nothing kept its operator from it."""
+        odds, run = self.world.odds, self.world.server.get(names.KIND, name)
+        is_hindered = odds.write_fails or odds.event_late or odds.kill
+        if is_hindered or odds.api_away or odds.watch_silent or odds.lost_after_list or run is None:
+            return
+        uids = {one.uid for one in self.world.runs[str(run["metadata"]["uid"])].jobs}
+        at_work = [
+            pod
+            for pod in self.world.server.all("Pod")
+            if _owner(pod) in uids and pod["status"]["phase"] == "Running"
+        ]
+        # Between two suspensions of one run it may be resumed.
+        began = self._resumed_at.get(name, -100.0)
+        if run["spec"].get("suspend") and self.world.clock.now - began > 30.0 and at_work:
+            raise Broken(f"{name} is suspended and works")
+
+    def _check_children(self, truth: RunTruth, status: Status, *, is_suspended: bool) -> None:
+        """At rest nothing works for a run that has ended or is suspended, and old attempts are gone."""
+        server = self.world.server
+        known = (names.job_name(truth.name, status.attempt), names.pull_name(truth.name))
+        for job in server.all("Job"):
+            if _owner(job) == truth.uid and job["metadata"]["name"] not in known:
+                raise Broken(f"{job['metadata']['name']} is left over")
+        uids = {one.uid for one in truth.jobs}
+        for pod in server.all("Pod"):
+            is_live = _owner(pod) in uids and pod["status"]["phase"] not in ("Succeeded", "Failed")
+            if is_live and (is_suspended or status.phase in ENDED):
+                raise Broken(f"{pod['metadata']['name']} is at work")
 
     def _check_success(self, status: Status, truth: RunTruth, job: JobTruth | None) -> None:
         if job is None or job.ended != "Complete":
@@ -1217,6 +1267,12 @@ class Schedule:
                 if is_model and not is_late and failure.who is not Who.MODEL:
                     raise Broken("it was the model's failure")
             case Reason.ACTIVE_DEADLINE_EXCEEDED:
+                if (
+                    job is not None
+                    and job.driver_started_at is None
+                    and job.limit_seconds > PRE_RUNNING_SECONDS
+                ):
+                    raise Broken("it never ran, and should have ended long before")
                 if job is None or job.ended != "DeadlineExceeded":
                     raise Broken("no deadline was exceeded")
             case Reason.GATED | Reason.TREE_DAMAGED | Reason.PULL_FAILED:
@@ -1265,7 +1321,5 @@ def storms(seed: int) -> Odds:
     )
 
 
-def schedules(first: int, count: int) -> Iterator[Schedule]:
-    """Schedules by their seeds."""
-    for seed in range(first, first + count):
-        yield Schedule(seed, storms(seed))
+BUSY_USERS = Odds(user_acts=12)
+LOST_ANSWERS = Odds(write_fails=0.4, event_late=0.6, never_starts=0.3, pulls=0.3)

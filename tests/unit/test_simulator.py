@@ -15,7 +15,7 @@ from collections import Counter
 import pytest
 
 from hermes_operator.decide import API_REQUESTS_PER_RUN_MAX
-from tests.unit.cluster_simulator import CALM, Broken, Schedule, storms
+from tests.unit.cluster_simulator import BUSY_USERS, CALM, LOST_ANSWERS, Broken, Odds, Schedule, storms
 
 SCHEDULES = int(os.environ.get("HERMES_SCHEDULES", "300"))
 
@@ -40,6 +40,15 @@ def test_the_final_status_is_the_truth_whatever_goes_wrong(part: int):
     for seed in range(part, SCHEDULES, 10):
         try:
             Schedule(seed, storms(seed)).run()
+        except Broken as broken:
+            raise AssertionError(f"seed {seed}: {broken}") from broken
+
+
+@pytest.mark.parametrize("odds", [BUSY_USERS, LOST_ANSWERS], ids=["busy users", "lost answers"])
+def test_one_kind_of_trouble_at_a_time_is_survived_too(odds: Odds):
+    for seed in range(SCHEDULES // 10):
+        try:
+            Schedule(seed, odds).run()
         except Broken as broken:
             raise AssertionError(f"seed {seed}: {broken}") from broken
 
