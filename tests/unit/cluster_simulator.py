@@ -480,6 +480,7 @@ class JobTruth:
     """Shards of which a pod that had ended is gone."""
     driver_started_at: float | None = None
     ending: str = ""
+    message: str = ""
     ended: str = ""
     """"Complete" or the reason of its failure."""
 
@@ -706,12 +707,12 @@ class World:
             early = "SuccessCriteriaMet" if truth.ending == "Complete" else "FailureTarget"
             conditions = status.setdefault("conditions", [])
             if not conditions:
-                conditions.append(self._condition(early, truth.ending))
+                conditions.append(self._condition(early, truth.ending, truth.message))
                 self._sync_soon(name)
             elif not active:
                 truth.ended = truth.ending
                 kind = "Complete" if truth.ending == "Complete" else "Failed"
-                conditions.append(self._condition(kind, truth.ending))
+                conditions.append(self._condition(kind, truth.ending, truth.message))
             return
         room = int(spec.get("parallelism", 1)) - len(active)
         busy = {_index(pod) for pod in active}
@@ -720,12 +721,12 @@ class World:
                 self._make_pod(job, truth, index)
                 room -= 1
 
-    def _condition(self, kind: str, reason: str) -> Manifest:
+    def _condition(self, kind: str, reason: str, message: str) -> Manifest:
         return {
             "type": kind,
             "status": "True",
             "reason": reason,
-            "message": "",
+            "message": message,
             "lastTransitionTime": self.clock.written(),
         }
 
@@ -740,6 +741,10 @@ class World:
                 fatal = (2, 3) if truth.is_pull else (2,)
                 if code in fatal and not truth.ending:
                     truth.ending = "PodFailurePolicy"
+                    truth.message = (
+                        f"Container {_main(truth)} for pod {NAMESPACE}/{pod['metadata']['name']} failed with "
+                        f"exit code {code} matching FailJob rule at index 1"
+                    )
                 truth.failures[index] += 1
                 limit = job["spec"].get("backoffLimitPerIndex")
                 if not truth.is_pull and limit is not None and truth.failures[index] > limit:
@@ -1276,11 +1281,10 @@ class Schedule:
                 if job is None or job.ended != "DeadlineExceeded":
                     raise Broken("no deadline was exceeded")
             case Reason.GATED | Reason.TREE_DAMAGED | Reason.PULL_FAILED:
-                if (
-                    not pulls
-                    or not pulls[-1].ended
-                    or failure.who not in (pulls[-1].culprits or {Who.CLUSTER})
-                ):
+                if not pulls or not pulls[-1].ended:
+                    raise Broken("no pull has ended")
+                culprits = pulls[-1].culprits | ({Who.CLUSTER} if pulls[-1].vanished else set())
+                if failure.who not in (culprits or {Who.CLUSTER}):
                     raise Broken("the pull did not fail so")
             case _:
                 if job is None or job.ended in ("", "Complete", "DeadlineExceeded"):

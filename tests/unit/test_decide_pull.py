@@ -85,6 +85,15 @@ def test_a_pull_that_failed_waits_a_little_for_its_pod_to_tell_why_and_then_has_
     assert late.failure.reason is Reason.PULL_FAILED
 
 
+def test_a_pull_whose_pod_is_gone_is_judged_by_the_exit_code_that_its_job_names():
+    message = "Container pull for pod lab/x failed with exit code 3 matching FailJob rule at index 1"
+    conditions = [{**ended("Failed", "PodFailurePolicy")[0], "message": message}]
+    pull = a_pull(RUN, conditions=conditions)
+    failure = decided(PULLING, pull, seconds=60, is_fresh=True).status.failure
+    assert failure is not None
+    assert failure.reason is Reason.TREE_DAMAGED
+
+
 def test_a_pull_that_somebody_deleted_is_made_again():
     assert done_to(decided(PULLING)) == ["Apply Job"]
 

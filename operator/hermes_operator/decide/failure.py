@@ -147,6 +147,9 @@ def of_shards(view: View, ended: Ended) -> Failure | None:
 
 def untold(ended: Ended) -> Failure:
     """The failure of a Job none of whose pods tells why."""
+    if ended.reason == "PodFailurePolicy":
+        # The one exit code of a driver that ends its Job at once.
+        return failure(Who.USER, Reason.BAD_INPUT, ended.message)
     message = ": ".join(part for part in (ended.reason, ended.message) if part)
     return failure(Who.CLUSTER, Reason.SHARDS_FAILED, message or "the Job failed and its pods are gone")
 
@@ -173,7 +176,11 @@ def of_pull(pods: Iterable[Pod]) -> Failure | None:
 
 
 def untold_pull(ended: Ended) -> Failure:
-    """The failure of a pull none of whose pods tells why."""
+    """The failure of a pull none of whose pods tells why: Kubernetes names the exit code that ended its Job."""
+    if f"exit code {DAMAGED_CODE} " in ended.message:
+        return failure(Who.CLUSTER, Reason.TREE_DAMAGED, ended.message)
+    if f"exit code {BAD_INPUT_CODE} " in ended.message:
+        return failure(Who.USER, Reason.PULL_FAILED, ended.message)
     return failure(Who.CLUSTER, Reason.PULL_FAILED, f"{ended.reason}: {ended.message}".strip(": "))
 
 
