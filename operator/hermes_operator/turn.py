@@ -1,7 +1,8 @@
 """Whose turn it is, when the installation runs only so many runs at a time.
 
 Decided here, over all runs: the oldest first. A run with a queue's label is neither counted nor held back:
-its queue decides. What waiting means for one run is decided in `decide`.
+its queue decides. What waiting means for one run is decided in `decide`. An operator that dies between
+making a Job and writing that it did may, once started again, let one run more than the cap go on.
 """
 
 from __future__ import annotations

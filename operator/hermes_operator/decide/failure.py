@@ -176,7 +176,7 @@ def of_pull(pods: Iterable[Pod]) -> Failure | None:
 
 
 def untold_pull(ended: Ended) -> Failure:
-    """The failure of a pull none of whose pods tells why: Kubernetes names the exit code that ended its Job."""
+    """The failure of a pull none of whose pods tells why: its Job names the exit code that ended it."""
     if f"exit code {DAMAGED_CODE} " in ended.message:
         return failure(Who.CLUSTER, Reason.TREE_DAMAGED, ended.message)
     if f"exit code {BAD_INPUT_CODE} " in ended.message:
