@@ -21,11 +21,8 @@ from hermes_operator import names
 from hermes_operator.cache import Kind
 from hermes_operator.metrics import Metrics
 from hermes_operator.observed import Delete, Patch, RunKey
-from hermes_operator.reconcile import ApiFailure
+from hermes_operator.reconcile import PAGE_OBJECTS, ApiFailure
 from hermes_operator.status import Manifest
-
-PAGE_OBJECTS = 500
-"""Objects of a list that are in memory at a time."""
 
 
 class _Endpoint(NamedTuple):

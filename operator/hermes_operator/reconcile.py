@@ -39,6 +39,9 @@ FAILURES_SHOWN = 3
 CONFLICT = 409
 """HTTP status: the object is not as we know it."""
 
+PAGE_OBJECTS = 50
+"""Objects of a list that are in memory at a time: a whole pod, parsed, is some 60 KB."""
+
 NOTE_CHARACTERS_MAX = 1024
 """Longest note of an Event."""
 

@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import aiohttp
 import kopf
@@ -22,7 +22,7 @@ from hermes_operator import names
 from hermes_operator.cache import Cache, Kind
 from hermes_operator.metrics import Metrics
 from hermes_operator.observed import RunKey
-from hermes_operator.reconcile import ApiFailure
+from hermes_operator.reconcile import PAGE_OBJECTS, ApiFailure
 from hermes_operator.status import Manifest
 
 log = logging.getLogger(__name__)
@@ -286,10 +286,13 @@ def kopf_settings(watch_silence_seconds: float) -> kopf.OperatorSettings:
     found.watching.inactivity_timeout = watch_silence_seconds * INACTIVITY_OF_SILENCE
     found.watching.label_selectors["batch", "v1", "jobs"] = names.SELECTOR
     found.watching.label_selectors["v1", "pods"] = names.SELECTOR
+    found.watching.chunk_size = PAGE_OBJECTS
     found.watching.connect_timeout = 10.0
     found.networking.connect_timeout = 10.0
     found.networking.request_timeout = 60.0
     found.networking.error_backoffs = Backoffs()
+    found.persistence.diffbase_storage = _NoDiffBase()
+    found.persistence.progress_storage = _NoProgress()
     found.queueing.idle_timeout = 1.0
     found.queueing.exit_timeout = 0.5
     return found
@@ -315,6 +318,38 @@ async def watch(
     )
     take_signals()  # kopf has taken them for itself
     await kopf.run_tasks(tasks, ignored=_AllTasks())
+
+
+class _NoDiffBase(kopf.DiffBaseStorage):
+    """What kopf compares objects by, for handlers of changes. There are none, and it is half of its time."""
+
+    def build(self, *, body: kopf.Body, extra_fields: object = None) -> kopf.BodyEssence:
+        return cast(kopf.BodyEssence, {})
+
+    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, **_: object) -> None:
+        raise AssertionError("nothing of kopf's is written into objects")
+
+
+class _NoProgress(kopf.ProgressStorage):
+    """Where kopf keeps how far handlers of changes are. There are none."""
+
+    def fetch(self, **_: object) -> None:
+        return None
+
+    def store(self, **_: object) -> None:
+        raise AssertionError("nothing of kopf's is written into objects")
+
+    def purge(self, **_: object) -> None:
+        return None
+
+    def touch(self, **_: object) -> None:
+        return None
+
+    def clear(self, *, essence: kopf.BodyEssence) -> kopf.BodyEssence:
+        return essence
 
 
 class _AllTasks(Collection[Any]):

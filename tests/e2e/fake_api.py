@@ -293,9 +293,12 @@ class FakeApi:
 
     def _apply(self, seen: Seen, resource: str, body: Object, known: Object | None) -> tuple[int, Object]:
         wanted_uid = body["metadata"].pop("uid", None)
+        wanted_version = body["metadata"].pop("resourceVersion", None)
         if known is None and (wanted_uid or seen.resource.endswith("/status")):
             return _status(404 if seen.resource.endswith("/status") else 409, "NotFound")
         if known is not None and wanted_uid not in (None, known["metadata"]["uid"]):
+            return _status(409, "Conflict")
+        if known is not None and wanted_version not in (None, known["metadata"]["resourceVersion"]):
             return _status(409, "Conflict")
         key = (seen.resource, seen.namespace, seen.name)
         base = copy.deepcopy(known) if known is not None else {}

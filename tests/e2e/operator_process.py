@@ -55,9 +55,14 @@ class OperatorProcess:
     async def ready(self) -> None:
         await until_async(lambda: self._answers("/readyz"))
 
-    async def leading(self) -> None:
+    async def leading(self, seconds_max: float = WAIT_SECONDS_MAX) -> None:
         """It holds the Lease and has the whole picture."""
-        await until(lambda: "the first lists are taken" in self.log.read_text("utf-8"))
+        await until(lambda: "the first lists are taken" in self.log.read_text("utf-8"), seconds_max)
+
+    def processor_seconds(self) -> float:
+        """Time of the processor that it has had."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     async def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that have these labels."""
