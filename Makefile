@@ -7,8 +7,10 @@ BIN := $(VENV)/bin
 export HERMES_CACHE ?= $(CURDIR)/build/cache
 export PYTHONDONTWRITEBYTECODE := 1
 WORKERS ?= 2
+DOCKER ?= docker
+VERSION := 0.1.0
 
-.PHONY: help quickstart test check lint generate model bench requirements clean
+.PHONY: help quickstart test check lint generate model bench requirements clean images cluster cluster-down e2e
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -29,8 +31,24 @@ lint: $(VENV)/dev.done ## format, lint, types, layers, protocols
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-generate: $(VENV)/dev.done ## generate code from proto/
+generate: $(VENV)/dev.done ## generate code from proto/, and the definition of HermesRun from document.py
 	PYTHON=$(CURDIR)/$(BIN)/python sh proto/generate.sh
+	$(BIN)/hermes-operator crd > crds/hermesruns.hermes.dev.yaml
+	sh charts/crd.sh
+
+images: ## build the operator's and the runtime's image (DOCKER=podman, BUILD="--build-arg ...": yours)
+	$(DOCKER) build $(BUILD) --target operator --tag hermes-operator:$(VERSION) .
+	$(DOCKER) build $(BUILD) --target runtime --tag hermes-runtime:$(VERSION) .
+
+cluster: $(VENV)/dev.done ## a kind cluster with HERMES installed from this checkout; may be called twice
+	$(BIN)/python -m tests.cluster up
+	$(BIN)/python -m tests.cluster install
+
+cluster-down: $(VENV)/dev.done ## take that cluster down; nothing is left but what was built
+	$(BIN)/python -m tests.cluster down
+
+e2e: $(VENV)/dev.done ## tests on a cluster: the one of `make cluster`
+	$(BIN)/python -m pytest -m cluster tests
 
 model: $(VENV)/runtime.done ## train the bundled model from nothing (SMALL=1: a two-minute one)
 	$(BIN)/hermes model make --out build/model $(if $(SMALL),--small)
@@ -41,6 +59,9 @@ bench: $(VENV)/dev.done ## every benchmark (ONLY="store acts": some); the tables
 requirements: $(VENV)/dev.done ## compile requirements/*.txt from pyproject.toml
 	$(BIN)/pip-compile -q $(COMPILE) --extra all -o requirements/runtime.txt pyproject.toml
 	$(BIN)/pip-compile -q $(COMPILE) --extra all --extra dev -o requirements/dev.txt pyproject.toml
+	$(BIN)/pip-compile -q $(COMPILE) --constraint requirements/runtime.txt --extra operator -o requirements/operator.txt pyproject.toml
+	$(BIN)/pip-compile -q $(COMPILE) --constraint requirements/runtime.txt --extra store --extra evaluate --extra cluster \
+	  -o requirements/runtime-slim.txt pyproject.toml
 
 COMPILE := --build-deps-for editable --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \
   --no-emit-index-url --no-emit-find-links --no-emit-trusted-host

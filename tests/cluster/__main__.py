@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 
-from tests.cluster import kind
+from tests.cluster import install, kind
 from tests.cluster.binaries import programs
 from tests.cluster.packages import missing_packages
 
@@ -20,6 +20,7 @@ def main(arguments: list[str]) -> int:
     verbs.add_parser("env", help='print what a shell needs: eval "$(python -m tests.cluster env)"')
     verbs.add_parser("base", help="make an image of Debian and Python to build on; prints its name")
     verbs.add_parser("load", help="give the cluster an image").add_argument("image")
+    verbs.add_parser("install", help="build HERMES from this checkout, and install it there")
     verbs.add_parser("down", help="take the cluster down, and leave nothing but the cache")
     given = parser.parse_args(arguments)
     match given.verb:
@@ -33,6 +34,8 @@ def main(arguments: list[str]) -> int:
             print(kind.base())
         case "load":
             kind.load(given.image)
+        case "install":
+            print(install.install().kubeconfig)
         case "down":
             kind.down()
         case _:

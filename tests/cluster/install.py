@@ -6,6 +6,7 @@ helm upgrades in place. HERMES_RUNTIME=slim installs the runtime without torch, 
 
 import os
 import shutil
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from tests.cluster import kind
 from tests.cluster.binaries import ROOT, step
 
 NAMESPACE = "hermes-system"
+LOADED = "/kind/loaded"
+"""Folder on the node that tells which image was loaded under each name."""
 VERSION = "0.1.0"
 NAMESPACE_MANIFEST = f"""
 apiVersion: v1
@@ -31,18 +34,27 @@ def install(environment: Mapping[str, str] = os.environ, *values: str) -> kind.C
     tag = f"{VERSION}-slim" if is_slim else VERSION
     _lend_authorities(environment)
     _image(cluster, base, "operator", f"hermes-operator:{VERSION}")
-    _image(cluster, base, "runtime", f"hermes-runtime:{tag}", requirements="runtime-slim" if is_slim else "runtime")
+    _image(
+        cluster,
+        base,
+        "runtime",
+        f"hermes-runtime:{tag}",
+        requirements="runtime-slim" if is_slim else "runtime",
+    )
     cluster.kubectl("apply", "--filename", "-", stdin=NAMESPACE_MANIFEST)
     with step("helm upgrade --install"):
         arguments = ["upgrade", "--install", "hermes", str(ROOT / "charts/hermes"), "--namespace", NAMESPACE]
         arguments += ["--wait", "--timeout", "5m", "--set", f"images.runtime.tag={tag}"]
         for value in values:
             arguments += ["--set", value]
-        cluster.programs.run("helm", *arguments, environment=cluster.environment(environment))
+        helm = [str(cluster.programs.path("helm")), *arguments]
+        subprocess.run(helm, env=cluster.environment(environment), check=True)
     return cluster
 
 
-def _image(cluster: kind.Cluster, base: str, target: str, name: str, *, requirements: str = "runtime") -> None:
+def _image(
+    cluster: kind.Cluster, base: str, target: str, name: str, *, requirements: str = "runtime"
+) -> None:
     """Build one target of the Dockerfile, and load it where the node has another or none of that name."""
     with step(f"building {name}"):
         cluster.engine.docker(
@@ -50,9 +62,11 @@ def _image(cluster: kind.Cluster, base: str, target: str, name: str, *, requirem
             *("--build-arg", f"BASE_IMAGE={base}", "--build-arg", f"REQUIREMENTS={requirements}", str(ROOT)),
         )
     wanted = cluster.engine.docker("image", "inspect", "--format", "{{.Id}}", name).strip()
-    there = cluster.engine.docker("exec", kind.NODE, "crictl", "images", "--quiet", "--no-trunc")
-    if wanted not in there.split():
+    noted = f"{LOADED}/{name}"
+    there = cluster.engine.docker("exec", kind.NODE, "sh", "-c", f"cat {noted} 2>/dev/null || true").strip()
+    if wanted != there:
         kind.load(name)
+        cluster.engine.docker("exec", kind.NODE, "sh", "-c", f"mkdir -p {LOADED} && echo {wanted} > {noted}")
 
 
 def _lend_authorities(environment: Mapping[str, str]) -> None:
