@@ -18,8 +18,8 @@ help: ## what there is
 quickstart: $(VENV)/runtime.done ## run the main job on this machine, and print where the report is
 	$(BIN)/hermes run -f examples/quickstart.yaml
 
-test: lint ## lint, then every test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+test: lint ## lint, then every test but those of `make e2e`
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not cluster"
 
 check: $(VENV)/dev.done ## the fast tests only
 	$(BIN)/python -m pytest -q tests/unit
@@ -47,8 +47,8 @@ cluster: $(VENV)/dev.done ## a kind cluster with HERMES installed from this chec
 cluster-down: $(VENV)/dev.done ## take that cluster down; nothing is left but what was built
 	$(BIN)/python -m tests.cluster down
 
-e2e: $(VENV)/dev.done ## tests on a cluster: the one of `make cluster`
-	$(BIN)/python -m pytest -m cluster tests
+e2e: $(VENV)/dev.done ## tests on Kubernetes: an API server, and the cluster of `make cluster` if it is up
+	$(BIN)/python -m pytest -m cluster
 
 model: $(VENV)/runtime.done ## train the bundled model from nothing (SMALL=1: a two-minute one)
 	$(BIN)/hermes model make --out build/model $(if $(SMALL),--small)
