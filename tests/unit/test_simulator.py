@@ -17,7 +17,7 @@ import pytest
 from hermes_operator.decide import API_REQUESTS_PER_RUN_MAX
 from tests.unit.cluster_simulator import BUSY_USERS, CALM, LOST_ANSWERS, Broken, Odds, Schedule, storms
 
-SCHEDULES = int(os.environ.get("HERMES_SCHEDULES", "300"))
+SCHEDULES = int(os.environ.get("HERMES_SCHEDULES", "220"))
 
 
 def test_a_calm_run_of_one_shard_costs_eight_requests_from_creation_to_deletion():
