@@ -293,7 +293,8 @@ def kopf_settings(watch_silence_seconds: float) -> kopf.OperatorSettings:
     found.networking.error_backoffs = Backoffs()
     found.persistence.diffbase_storage = _NoDiffBase()
     found.persistence.progress_storage = _NoProgress()
-    found.queueing.idle_timeout = 1.0
+    # A worker of kopf's holds the whole object until it ends, and there is one for each object.
+    found.queueing.idle_timeout = 0.05
     found.queueing.exit_timeout = 0.5
     return found
 
