@@ -19,12 +19,31 @@ COLLECTED_SECONDS_MAX = 90.0
 """Kubernetes' garbage collector looks for new kinds every 30 seconds."""
 
 
+MAY = {
+    "hermesruns.hermes.dev": "get,list,watch,delete",
+    "hermesruns.hermes.dev/status": "patch",
+    "jobs.batch": "list,watch,create,patch,delete",
+    "pods": "list,watch",
+    "serviceaccounts": "create,patch",
+    "networkpolicies.networking.k8s.io": "create,patch",
+    "events.events.k8s.io": "create",
+    "leases.coordination.k8s.io": "create,get,update",
+}
+"""All that the operator asks of a namespace."""
+
+
 @pytest.fixture
 def cluster(live_api: ApiServer) -> ApiServer:
     """With the definition and an empty namespace."""
     live_api.kubectl("apply", "--server-side", "-f", "-", stdin=crd_yaml())
     live_api.kubectl("wait", "--for=condition=Established", "crd/hermesruns.hermes.dev", "--timeout=30s")
     live_api.kubectl("create", "namespace", NAMESPACE)
+    live_api.kubectl("--namespace", NAMESPACE, "create", "serviceaccount", "operator")
+    for number, (resource, verbs) in enumerate(MAY.items()):
+        role, account = f"may-{number}", f"{NAMESPACE}:operator"
+        here = ("--namespace", NAMESPACE, "create")
+        live_api.kubectl(*here, "role", role, f"--resource={resource}", f"--verb={verbs}")
+        live_api.kubectl(*here, "rolebinding", role, f"--role={role}", f"--serviceaccount={account}")
     return live_api
 
 
@@ -69,8 +88,12 @@ def let_pod_succeed(cluster: ApiServer, pod: Object) -> None:
     )
 
 
-async def test_a_run_lives_its_whole_life_on_a_real_api_server(cluster: ApiServer, tmp_path: Path):
-    async with operator_process(cluster.kubeconfig, tmp_path, namespaces=NAMESPACE) as operator:
+async def test_a_run_lives_its_whole_life_on_a_real_api_server_by_the_few_verbs_that_it_takes(
+    cluster: ApiServer, tmp_path: Path
+):
+    token = cluster.service_account(NAMESPACE, "operator")
+    kubeconfig = cluster.kubeconfig_of(token, tmp_path / "kubeconfig")
+    async with operator_process(kubeconfig, tmp_path, namespaces=NAMESPACE) as operator:
         await operator.leading()
         create(cluster, "first", suspend=True, ttlSecondsAfterFinished=5)
         await until(lambda: status(cluster, "first").get("phase") == "Suspended")
