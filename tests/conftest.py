@@ -1,4 +1,4 @@
-"""Which tests need the programs of a cluster: built from source with Go in minutes, so apart from the rest."""
+"""Which tests need the programs of Kubernetes, built from source with Go in minutes: they run apart."""
 
 import pytest
 

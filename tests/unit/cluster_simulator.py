@@ -737,13 +737,13 @@ class World:
             code = _exit_code(pod)
             if pod["status"]["phase"] == "Succeeded":
                 truth.completed.add(index)
-            elif not _is_disrupted(pod):
+            elif not _is_disrupted(pod) and (code != 143 or truth.is_pull):
                 fatal = (2, 3) if truth.is_pull else (2,)
                 if code in fatal and not truth.ending:
                     truth.ending = "PodFailurePolicy"
                     truth.message = (
                         f"Container {_main(truth)} for pod {NAMESPACE}/{pod['metadata']['name']} failed with "
-                        f"exit code {code} matching FailJob rule at index 1"
+                        f"exit code {code} matching FailJob rule at index {1 if truth.is_pull else 2}"
                     )
                 truth.failures[index] += 1
                 limit = job["spec"].get("backoffLimitPerIndex")

@@ -1,10 +1,13 @@
 """The Job of an attempt, one index for each shard; and the Job that pulls and verifies a model.
 
-Decided here: what Kubernetes retries and what ends a Job at once. A pod that was evicted costs no retry.
+Decided here: what Kubernetes retries and what ends a Job at once. A pod that was evicted or stopped
+costs no retry.
 An exit code that says "the user can mend it" ends the Job, for trying again gives the same.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from hermes_operator.manifests import pod
 from hermes_operator.manifests.owned import document_of, metadata
@@ -24,6 +27,8 @@ EXIT_USER = 2
 """What the user can mend: a bad input, a gated model."""
 EXIT_DAMAGED = 3
 """What lies in the model cache is not what its manifest says."""
+EXIT_STOPPED = 143
+"""A driver that was told to stop: the run was suspended, or somebody deleted the pod. It is tried again."""
 
 PULL_BACKOFF_LIMIT = 4
 """Times that a pull is tried again; it goes on where it was cut off."""
@@ -48,7 +53,7 @@ def run_job(run: Run, installation: Installation, attempt: int) -> Manifest:
             "backoffLimitPerIndex": spec.backoff_limit,
             "activeDeadlineSeconds": spec.active_deadline_seconds,
             "podReplacementPolicy": "Failed",
-            "podFailurePolicy": _failure_policy(pod.DRIVER, EXIT_USER),
+            "podFailurePolicy": _failure_policy(pod.DRIVER, EXIT_USER, ignored=(EXIT_STOPPED,)),
             "suspend": spec.suspend or bool(queue),
             "template": {
                 "metadata": {"labels": labels},
@@ -81,13 +86,13 @@ def pull_job(run: Run, installation: Installation) -> Manifest:
     }
 
 
-def _failure_policy(container: str, *exit_codes: int) -> Manifest:
-    return {
-        "rules": [
-            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-            {
-                "action": "FailJob",
-                "onExitCodes": {"containerName": container, "operator": "In", "values": list(exit_codes)},
-            },
-        ]
-    }
+def _failure_policy(container: str, *fatal: int, ignored: Sequence[int] = ()) -> Manifest:
+    """A pod that a node lost, or that was told to stop, is no failed try; `fatal` exit codes end the Job."""
+    rules: list[Manifest] = [
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    ]
+    for action, codes in (("Ignore", list(ignored)), ("FailJob", list(fatal))):
+        if codes:
+            exits = {"containerName": container, "operator": "In", "values": codes}
+            rules.append({"action": action, "onExitCodes": exits})
+    return {"rules": rules}
