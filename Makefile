@@ -19,7 +19,7 @@ quickstart: $(VENV)/runtime.done ## run the main job on this machine, and print 
 	$(BIN)/hermes run -f examples/quickstart.yaml
 
 test: lint ## lint, then every test but those of `make e2e`
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not cluster"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not cluster and not timing"
 
 check: $(VENV)/dev.done ## the fast tests only
 	$(BIN)/python -m pytest -q tests/unit
@@ -47,8 +47,8 @@ cluster: $(VENV)/dev.done ## a kind cluster with HERMES installed from this chec
 cluster-down: $(VENV)/dev.done ## take that cluster down; nothing is left but what was built
 	$(BIN)/python -m tests.cluster down
 
-e2e: $(VENV)/dev.done ## tests on Kubernetes: an API server, and the cluster of `make cluster` if it is up
-	$(BIN)/python -m pytest -m cluster
+e2e: $(VENV)/dev.done ## tests on Kubernetes (an API server; the cluster of `make cluster` if it is up), and bounds on time
+	$(BIN)/python -m pytest -m "cluster or timing"
 
 model: $(VENV)/runtime.done ## train the bundled model from nothing (SMALL=1: a two-minute one)
 	$(BIN)/hermes model make --out build/model $(if $(SMALL),--small)

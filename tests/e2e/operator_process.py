@@ -18,7 +18,7 @@ import aiohttp
 from tests.e2e.fake_api import FakeApi
 
 ROOT = Path(__file__).parents[2]
-WAIT_SECONDS_MAX = 20.0
+WAIT_SECONDS_MAX = 60.0
 
 T = TypeVar("T")
 

@@ -6,6 +6,8 @@ import time
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.fake_api import cluster, new_run, phase
 from tests.e2e.operator_process import OperatorProcess, operated, operator_process, until
 
@@ -18,6 +20,7 @@ def other(folder: Path) -> AbstractAsyncContextManager[OperatorProcess]:
     return operator_process(folder / "kubeconfig", folder, name="operator-1")
 
 
+@pytest.mark.timing
 async def test_an_orderly_stop_hands_over_within_two_seconds(tmp_path):
     async with cluster() as api, operated(api, tmp_path) as first, other(tmp_path) as second:
         await second.ready()
@@ -31,6 +34,7 @@ async def test_an_orderly_stop_hands_over_within_two_seconds(tmp_path):
     assert (code, taken_after < HAND_OVER_SECONDS_MAX) == (0, True), taken_after
 
 
+@pytest.mark.timing
 async def test_after_a_crash_the_next_one_acts_within_seventeen_seconds_and_never_two_at_a_time(tmp_path):
     async with cluster() as api, operated(api, tmp_path) as first, other(tmp_path) as second:
         await second.ready()
@@ -45,6 +49,7 @@ async def test_after_a_crash_the_next_one_acts_within_seventeen_seconds_and_neve
     assert (lease["holderIdentity"], lease["leaseTransitions"]) == ("operator-1", 1)
 
 
+@pytest.mark.timing
 async def test_a_container_that_starts_again_in_its_pod_goes_on_at_once(tmp_path):
     async with cluster() as api:
         async with operated(api, tmp_path) as first:

@@ -118,6 +118,7 @@ async def test_health_and_metrics_are_served(tmp_path):
         assert "first" not in text
 
 
+@pytest.mark.timing
 async def test_sigterm_gives_the_lease_back_and_ends_with_0_within_five_seconds(tmp_path):
     async with cluster() as api, operated(api, tmp_path) as operator:
         for number in range(50):
@@ -128,6 +129,7 @@ async def test_sigterm_gives_the_lease_back_and_ends_with_0_within_five_seconds(
         assert api.at("leases", "research", "hermes-operator")["spec"]["holderIdentity"] == ""
 
 
+@pytest.mark.timing
 async def test_sigterm_while_standing_by_ends_with_0(tmp_path):
     async with cluster() as api, operated(api, tmp_path):
         async with operator_process(tmp_path / "kubeconfig", tmp_path, name="operator-1") as other:

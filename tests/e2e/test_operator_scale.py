@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.e2e.fake_api import FakeApi, cluster, new_run, phase
 from tests.e2e.operator_process import operated, operator_process, until
+
+pytestmark = pytest.mark.timing
 
 RUNS = 1000
 MEMORY_BYTES_MAX = 128 << 20
