@@ -36,18 +36,13 @@ def hermes(kind_cluster: Cluster) -> Cluster:
 
 
 def document(name: str, **spec: Any) -> Manifest:
-    """Two defects under two arms and the control, a shard each."""
-    evaluate = {
-        "instances": {"mutants": {"count": 2}},
-        "arms": ["C", "PM"],
-        "control": "enumerate",
-        "rounds": 1,
-    }
+    """Three defects under an arm and the control, in two shards."""
+    evaluate = {"instances": {"mutants": {"count": 3}}, "arms": ["PM"], "control": "enumerate"}
     return {
         "apiVersion": "hermes.dev/v1alpha1",
         "kind": "HermesRun",
         "metadata": {"name": name},
-        "spec": {"seed": 42, "evaluate": evaluate, "shardSize": 1, **spec},
+        "spec": {"seed": 42, "evaluate": evaluate, "shardSize": 2, **spec},
     }
 
 
@@ -88,9 +83,13 @@ def children(cluster: Cluster, name: str) -> list[str]:
 def predictions(folder: Path) -> dict[str, dict[str, str]]:
     """Arm -> instance -> patch."""
     return {
-        file.stem: {row["instance_id"]: row["model_patch"] for row in map(json.loads, file.open())}
+        file.stem: {row["instance_id"]: row["model_patch"] for row in map(json.loads, _lines(file))}
         for file in sorted((folder / "predictions").glob("*.jsonl"))
     }
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text("utf-8").splitlines()
 
 
 def fetch(cluster: Cluster, name: str, out: Path) -> dict[str, Any]:
@@ -131,6 +130,7 @@ def test_a_run_brings_the_results_of_one_machine_and_leaves_nothing_but_them(
     assert found["loaded"]["weightBytes"] > 0
     fetched = fetch(hermes, name, tmp_path / "run")
     assert predictions(tmp_path / "run") == predictions(on_this_machine)
+    assert any(patch for arm in predictions(on_this_machine).values() for patch in arm.values())
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     assert fetched["hermetic"]["attempts"] == 0
     assert len(json.dumps(get(hermes, "hermesrun", name))) < 8 * 1024
@@ -146,7 +146,7 @@ def test_a_container_killed_in_mid_run_loses_and_doubles_nothing(
     hermes: Cluster, on_this_machine: Path, tmp_path: Path, victim: str
 ) -> None:
     name = f"killed-{victim}"
-    apply(hermes, document(name, shardSize=2))
+    apply(hermes, document(name))
     until(hermes, name, lambda found: found.get("phase") == "Running")
     pod = get(hermes, "pods", "--selector", f"hermes.dev/run={name}")["items"][0]["metadata"]["name"]
     kill = "import os, signal; [os.kill(int(p), signal.SIGKILL) for p in os.listdir('/proc') if p.isdigit() "
