@@ -20,8 +20,8 @@ def unscheduled(message: str) -> list[Manifest]:
     return [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}]
 
 
-def crashed(code: int, reason: str = "Error") -> Manifest:
-    return {"state": waiting("CrashLoopBackOff"), "lastState": exited(code, reason=reason)}
+def crashed(code: int, reason: str = "Error", log: str = "") -> Manifest:
+    return {"state": waiting("CrashLoopBackOff"), "lastState": exited(code, log, reason=reason)}
 
 
 def pending(
@@ -50,6 +50,11 @@ def pending(
         (pending(waiting("ImagePullBackOff", "later")), Reason.IMAGE_PULL_FAILED, "driver: later"),
         (pending(waiting("CreateContainerConfigError", "no Secret")), Reason.WAITING_FOR_PODS, "no Secret"),
         (pending(sidecars={"model": crashed(1)}), Reason.MODEL_FAILED, "model exited 1"),
+        (
+            pending(sidecars={"model": crashed(1, log="Traceback ...\nhermes: no module named torch\n\n")}),
+            Reason.MODEL_FAILED,
+            "model exited 1: hermes: no module named torch",
+        ),
         (pending(sidecars={"model": crashed(137, "OOMKilled")}), Reason.OUT_OF_MEMORY, "raise its limit"),
         (pending(sidecars={"store": crashed(1)}), Reason.STORE_LOST, "store exited 1"),
         (pending(sidecars={"coder": crashed(1)}), Reason.AGENT_FAILED, "coder exited 1"),

@@ -117,7 +117,14 @@ def crashes(sidecars: Iterable[Container]) -> Iterator[Failure]:
                 yield failure(who, Reason.OUT_OF_MEMORY, message)
             elif ended.code not in _STOPPED_CODES:
                 reason = Reason.STORE_LOST if who is Who.CLUSTER else DEFAULT_REASON[who]
-                yield failure(who, reason, f"{one.name} exited {ended.code}: {ended.message}".rstrip(": "))
+                yield failure(
+                    who, reason, f"{one.name} exited {ended.code}: {_last_line(ended.message)}".rstrip(": ")
+                )
+
+
+def _last_line(log: str) -> str:
+    """What a process said at its end."""
+    return next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "")
 
 
 def of_shards(view: View, ended: Ended) -> Failure | None:

@@ -172,6 +172,8 @@ def _sidecar(name: str, arguments: list[str], resources: Manifest) -> Manifest:
     return {
         **_container(name, arguments, resources),
         "restartPolicy": "Always",
+        # it writes no message of its own: why it ended stands at the end of its log
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "startupProbe": {
             "exec": {"command": ["test", "-f", _ready_file(name)]},
             "periodSeconds": 1,
