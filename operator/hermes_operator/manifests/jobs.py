@@ -1,8 +1,7 @@
 """The Job of an attempt, one index for each shard; and the Job that pulls and verifies a model.
 
 Decided here: what Kubernetes retries and what ends a Job at once. A pod that was evicted or stopped
-costs no retry.
-An exit code that says "the user can mend it" ends the Job, for trying again gives the same.
+costs no retry. An exit code that says "the user can mend it" ends the Job: trying again gives the same.
 """
 
 from __future__ import annotations
