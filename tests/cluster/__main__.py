@@ -6,7 +6,7 @@ import shlex
 import sys
 
 from tests.cluster import install, kind
-from tests.cluster.binaries import programs
+from tests.cluster.binaries import missing_go, programs
 from tests.cluster.packages import missing_packages
 
 
@@ -15,6 +15,7 @@ def main(arguments: list[str]) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("packages", help="print the Debian packages that are missing for `up`")
     verbs.add_parser("binaries", help="build the programs, and print the folder they lie in")
+    verbs.add_parser("prepare", help="build the programs where tests can use them; say why where not")
     verbs.add_parser("up", help="bring a cluster up; prints its kubeconfig")
     verbs.add_parser("kubeconfig", help="print the kubeconfig of the cluster that is up")
     verbs.add_parser("env", help='print what a shell needs: eval "$(python -m tests.cluster env)"')
@@ -28,6 +29,11 @@ def main(arguments: list[str]) -> int:
             print(" ".join(missing_packages()))
         case "binaries":
             print(programs().folder)
+        case "prepare":
+            if (missing := kind.missing()) is not None:
+                print(f"tests on a cluster are skipped: {missing}", file=sys.stderr)
+            if missing_go() is None:
+                programs()
         case "up":
             print(kind.up().kubeconfig)
         case "base":

@@ -90,14 +90,19 @@ def content_key(files: Mapping[str, bytes]) -> str:
     return digest.hexdigest()[:16]
 
 
-def go_is_there() -> bool:
-    return shutil.which("go") is not None
+def missing_go() -> str | None:
+    """What stands in the way of building the programs."""
+    return (
+        None
+        if shutil.which("go")
+        else "the program `go` (1.24 or newer) is missing: a test cluster is built with it"
+    )
 
 
 def programs(environment: Mapping[str, str] = os.environ) -> Programs:
     """Build the programs unless they are there already. Safe to call from several processes at once."""
-    if not go_is_there():
-        raise RuntimeError("the program `go` (1.24 or newer) is missing: a test cluster is built with it")
+    if (missing := missing_go()) is not None:
+        raise RuntimeError(missing)
     cache = cluster_cache(environment)
     made_of = {name: (HERE / name).read_bytes() for name in SOURCES}
     folder = cache / content_key({**made_of, "stamps": repr(sorted(STAMPS.items())).encode()}) / "bin"

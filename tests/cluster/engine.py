@@ -72,18 +72,22 @@ def found(environment: Mapping[str, str]) -> Engine | None:
     return None
 
 
+def missing() -> str | None:
+    """What stands in the way of starting an engine here."""
+    if os.geteuid() != 0:
+        return "no Docker engine answers, and only root can start one"
+    if packages := missing_packages():
+        return f"no engine; install with: apt-get install --no-install-recommends {' '.join(packages)}"
+    return None
+
+
 def start(environment: Mapping[str, str]) -> Engine:
     """Start one, or return what `found` finds. Needs root."""
     engine = found(environment)
     if engine is not None:
         return engine
-    if os.geteuid() != 0:
-        raise RuntimeError("no Docker engine answers, and only root can start one")
-    missing = missing_packages()
-    if missing:
-        raise RuntimeError(
-            f"missing; install with: apt-get install --no-install-recommends {' '.join(missing)}"
-        )
+    if (without := missing()) is not None:
+        raise RuntimeError(without)
     with step("starting the engine"):
         return _start(environment)
 

@@ -1,7 +1,6 @@
 """Fixtures for tests that need a Kubernetes API; a conftest.py takes them by importing them.
 
-With CI=true a missing program fails the test; elsewhere it skips it. A cluster with nodes is brought up
-only where HERMES_CLUSTER=1 says so, and is left up for the next test: `python -m tests.cluster down`.
+With CI=true a machine that cannot have one fails the test; elsewhere it skips it, and says why.
 """
 
 import os
@@ -11,21 +10,22 @@ import pytest
 
 from tests.cluster import kind
 from tests.cluster.apiserver import ApiServer, api_server
-from tests.cluster.binaries import go_is_there
+from tests.cluster.binaries import missing_go
 
 
-def require_go() -> None:
-    if not go_is_there():
-        reason = "the program `go` is missing: the API server is built with it"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+def require(missing: str | None) -> None:
+    """Skip where something is missing that this machine cannot have; with CI=true, fail."""
+    if missing is None:
+        return
+    if os.environ.get("CI") == "true":
+        pytest.fail(missing)
+    pytest.skip(missing)
 
 
 @pytest.fixture(scope="session")
 def bare_api() -> Iterator[ApiServer]:
     """An API server alone: what is written stays as it is, for no controller looks at it."""
-    require_go()
+    require(missing_go())
     with api_server() as server:
         yield server
 
@@ -33,17 +33,16 @@ def bare_api() -> Iterator[ApiServer]:
 @pytest.fixture(scope="session")
 def live_api() -> Iterator[ApiServer]:
     """An API server with Kubernetes' controllers: Jobs get pods, owners' children are collected."""
-    require_go()
+    require(missing_go())
     with api_server(controllers=True) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def kind_cluster() -> kind.Cluster:
-    """A cluster that runs pods: the one that is up, or one brought up where that is wanted."""
-    if os.environ.get("HERMES_CLUSTER") == "1":
-        return kind.up()
-    cluster = kind.running() if go_is_there() else None
-    if cluster is None:
-        pytest.skip("no cluster is up: HERMES_CLUSTER=1, or python -m tests.cluster up")
-    return cluster
+def kind_cluster() -> Iterator[kind.Cluster]:
+    """A cluster that runs pods: the one that is up, else one that is taken down again at the end."""
+    require(kind.missing())
+    was_up = kind.running()
+    yield was_up or kind.up()
+    if was_up is None:
+        kind.down()

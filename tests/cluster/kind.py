@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.cluster import engine as engines
 from tests.cluster import fence
-from tests.cluster.binaries import Programs, cluster_cache, locked, programs, step
+from tests.cluster.binaries import Programs, cluster_cache, locked, missing_go, programs, step
 from tests.cluster.engine import Engine
 from tests.cluster.node_image import base_image, node_image
 
@@ -47,6 +47,13 @@ class Cluster:
 
 def kubeconfig_path(environment: Mapping[str, str]) -> Path:
     return cluster_cache(environment) / "kubeconfig"
+
+
+def missing(environment: Mapping[str, str] = os.environ) -> str | None:
+    """What stands in the way of a cluster on this machine; None: `up` can bring one up."""
+    if (without := missing_go()) is not None:
+        return without
+    return None if engines.found(environment) else engines.missing()
 
 
 def running(environment: Mapping[str, str] = os.environ) -> Cluster | None:

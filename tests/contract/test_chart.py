@@ -20,8 +20,8 @@ from hermes_operator.settings import Settings
 from hermes_runtime import document
 from hermes_runtime.cli.__main__ import parser
 from hermes_runtime.evaluate.cluster import CA_ANNOTATION
-from tests.cluster.binaries import programs
-from tests.cluster.fixtures import require_go
+from tests.cluster.binaries import missing_go, programs
+from tests.cluster.fixtures import require
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "hermes"
@@ -59,7 +59,7 @@ def helm() -> Path:
     found = shutil.which("helm")
     if found is not None:
         return Path(found)
-    require_go()
+    require(missing_go())
     return programs().path("helm")
 
 
