@@ -81,6 +81,8 @@ def _forked(layer: Layer, rows: Tensor, room: int) -> Layer:
                 layer.keys.expand(wide, -1, -1, -1), layer.values.expand(wide, -1, -1, -1), room
             )
         return RoomyLayer(layer.keys[rows], layer.values[rows], room)
+    if isinstance(layer, DummyLayer):
+        return layer  # its keys and values are another layer's: there is nothing to fork
     if not isinstance(layer, CacheLayerMixin) or not hasattr(layer, "batch_select_indices"):
         raise errors.Unsupported(
             f"this architecture keeps its past in {type(layer).__name__}, which cannot be forked: "
