@@ -21,12 +21,12 @@ from hermes_runtime.evaluate.datasets.mutants import Decision, decide, messages_
 from hermes_runtime.evaluate.datasets.packages import (
     PACKAGES,
     Subject,
-    cache_folder,
     package,
     pins,
     refusal,
     unpack,
 )
+from hermes_runtime.models.cache import cache_folder
 from hermes_runtime.sandbox import Attempt, Bench, Ending, Outcome
 from hermes_runtime.sandbox.suite import Status, open_suite
 

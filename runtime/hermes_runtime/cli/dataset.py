@@ -49,7 +49,7 @@ def add(commands: Commands) -> None:
 
 def _mutants(arguments: argparse.Namespace) -> int:
     from hermes_runtime.evaluate.datasets.mutants import build
-    from hermes_runtime.evaluate.datasets.packages import cache_folder
+    from hermes_runtime.models.cache import cache_folder
 
     instances = build(
         arguments.out.absolute(),

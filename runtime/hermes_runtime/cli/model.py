@@ -1,4 +1,4 @@
-"""`hermes model`: serve, verify, list, describe in a manifest, pull, make."""
+"""`hermes model`: serve, verify, list, remove, describe in a manifest, pull, make."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 from hermes_runtime.cli.parser import Commands, noun, verb
@@ -42,9 +43,24 @@ def add(commands: Commands) -> None:
         _verify,
         example="hermes model verify repair",
     )
-    verify.add_argument("path", help="name of a bundled model, or a folder")
+    verify.add_argument("path", help="name of a bundled model or of one in the cache, or a folder")
     verify.add_argument("--json", action="store_true", help="the result as JSON")
-    verb(verbs, "list", "List the models that ship with HERMES.", _list, example="hermes model list")
+    listing = verb(
+        verbs,
+        "list",
+        "List the models that ship with HERMES, and those in the cache.",
+        _list,
+        example="hermes model list",
+    )
+    listing.add_argument("--json", action="store_true", help="the models as JSON")
+    remove = verb(
+        verbs,
+        "rm",
+        "Remove a model from the cache; who has it loaded keeps it.",
+        _remove,
+        example="hermes model rm Qwen/Qwen2.5-Coder-0.5B-Instruct",
+    )
+    remove.add_argument("name", help="owner/name; with @ and the commit's first digits where there are more")
     manifest = verb(
         verbs,
         "manifest",
@@ -104,10 +120,20 @@ def _serve(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _verify(arguments: argparse.Namespace) -> int:
-    from hermes_runtime.models.tree import resolve, verify
+def _models() -> Path:
+    """Where `pull` puts models."""
+    from hermes_runtime.models.cache import cache_folder
 
-    tree = verify(resolve(arguments.path))
+    return cache_folder(os.environ, Path.home()).absolute() / "models"
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from hermes_runtime.models import cache
+    from hermes_runtime.models.tree import verify
+
+    tree = verify(cache.resolve(_models(), arguments.path))
+    if tree.folder.parent == _models():
+        cache.note_verified(tree, datetime.now(UTC))
     if arguments.json:
         print(json.dumps({"folder": str(tree.folder), "tree_sha256": tree.sha256}))
     else:
@@ -116,12 +142,48 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from hermes_runtime.models.tree import bundled, read_manifest, resolve
+    from hermes_runtime.cli.parser import columns
+    from hermes_runtime.models.cache import models
 
-    for name in bundled():
-        manifest = read_manifest(resolve(name))
-        size_bytes = sum(file.size_bytes for file in manifest.files)
-        print(f"{name}\t{size_bytes / 2**20:.1f} MiB\t{manifest.dialect}\t{manifest.licence}")
+    found = models(_models())
+    if arguments.json:
+        told = [
+            {
+                "name": each.name,
+                "commit": each.commit,
+                "folder": str(each.folder),
+                "is_whole": each.is_whole,
+                "licence": each.licence,
+                "size_bytes": each.size_bytes,
+                "dtype": each.dtype,
+                "verified_at": each.verified_at.isoformat() if each.verified_at else None,
+            }
+            for each in found
+        ]
+        print(json.dumps(told, indent=1))
+        return 0
+    rows = [["NAME", "COMMIT", "LICENCE", "SIZE", "DTYPE", "VERIFIED"]]
+    for each in found:
+        verified = f"{each.verified_at:%Y-%m-%d %H:%MZ}" if each.verified_at else "-"
+        rows.append(
+            [
+                each.name,
+                each.commit[:12] or "bundled",
+                each.licence or "-",
+                f"{each.size_bytes / 2**20:.1f} MiB",
+                each.dtype or "-",
+                verified if each.is_whole else "not whole: pull it again",
+            ]
+        )
+    print(columns(rows))
+    return 0
+
+
+def _remove(arguments: argparse.Namespace) -> int:
+    from hermes_runtime.models.cache import remove
+
+    gone = remove(_models(), arguments.name)
+    print(f"removed {gone.name}@{gone.commit}: {gone.size_bytes / 2**20:.1f} MiB")
     return 0
 
 
@@ -135,15 +197,13 @@ def _manifest(arguments: argparse.Namespace) -> int:
 
 def _pull(arguments: argparse.Namespace) -> int:
     from hermes_runtime.errors import HermesError
-    from hermes_runtime.evaluate.datasets.packages import cache_folder
     from hermes_runtime.models import pull
+    from hermes_runtime.models.cache import note_verified
     from hermes_runtime.models.tree import cached
 
     # As a container's first process it would not be ended by the signal; what has come is kept.
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
-    to = arguments.to or cached(
-        cache_folder(os.environ, Path.home()) / "models", arguments.repo, arguments.revision
-    )
+    to = arguments.to or cached(_models(), arguments.repo, arguments.revision)
     found, failure = None, None
     try:
         found = pull.pull(
@@ -155,6 +215,8 @@ def _pull(arguments: argparse.Namespace) -> int:
     except HermesError as error:
         failure = pull.failure_of(error)
         print(f"hermes: {error}", file=sys.stderr)
+    if found is not None and arguments.to is None:
+        note_verified(found, datetime.now(UTC))
     ended = json.dumps(pull.termination_message(found, failure))
     if arguments.termination_log:
         arguments.termination_log.write_text(ended)  # in place: Kubernetes has mounted this very file

@@ -28,8 +28,8 @@ def add(commands: Commands) -> None:
 
 
 def _shard(arguments: argparse.Namespace) -> int:
-    from hermes_runtime.evaluate.datasets.packages import cache_folder
     from hermes_runtime.evaluate.shard import Request, shard
+    from hermes_runtime.models.cache import cache_folder
 
     return shard(
         Request(

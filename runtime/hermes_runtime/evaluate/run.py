@@ -74,8 +74,8 @@ def _prepare_apart(request: Request, folder: RunFolder) -> None:
         return
 
     def work() -> None:
-        from hermes_runtime.evaluate.datasets.packages import cache_folder
         from hermes_runtime.evaluate.prepare import prepare
+        from hermes_runtime.models.cache import cache_folder
 
         prepare(
             request.document,

@@ -2,6 +2,8 @@
 
     tree.py             a model's folder: its manifest, verified before any byte is mapped
     pull.py             a model from the Hub by its commit, into such a folder
+    cache.py            the models of this machine: listed, found by name, removed
+    tensors.py          what the weights' files say of themselves: types and bytes
     environment.py      the child's environment: offline, one device, no telemetry, no hub kernels
     transformers_model.py  AutoModelForCausalLM from a local folder
     scripted.py         answers from a script, for tests and for users' tests

@@ -30,8 +30,9 @@ from hermes_runtime.evaluate.checkout import read_text
 from hermes_runtime.evaluate.datasets import baseline as baselines
 from hermes_runtime.evaluate.datasets.baseline import Baseline
 from hermes_runtime.evaluate.datasets.candidates import Candidate, Deck, bystanders, in_suite_order
-from hermes_runtime.evaluate.datasets.packages import Say, Subject, cache_folder, names, prepare
+from hermes_runtime.evaluate.datasets.packages import Say, Subject, names, prepare
 from hermes_runtime.evaluate.instances import Instance, to_line
+from hermes_runtime.models.cache import cache_folder
 from hermes_runtime.sandbox import Bench, Ending, Limits, Sandbox
 from hermes_runtime.sandbox.choose import choose
 from hermes_runtime.sandbox.suite import Status, TestSuite, open_suite

@@ -174,11 +174,6 @@ def pins() -> dict[str, Pin]:
     return {name: Pin(version=version, sha256=sha256) for name, version, sha256 in found}
 
 
-def cache_folder(environment: Mapping[str, str], home: Path) -> Path:
-    """Where things are kept unless the caller says otherwise: $HERMES_CACHE, else ~/.cache/hermes."""
-    return Path(environment.get("HERMES_CACHE") or home / ".cache" / "hermes")
-
-
 def prepare(wanted: Sequence[str], cache: Path, say: Say) -> list[Subject]:
     """Fetch and set up what is not in the cache yet; the network is needed for that alone.
 
