@@ -150,13 +150,26 @@ def test_bytes_are_told_by_type_from_the_headers_alone(tmp_path: Path):
     import torch
     from safetensors.torch import save_file
 
-    save_file({"a": torch.zeros(3, 5, dtype=torch.bfloat16), "b": torch.zeros(2)}, tmp_path / "1.safetensors")
+    save_file(
+        {"embed.weight": torch.zeros(3, 5, dtype=torch.bfloat16), "b": torch.zeros(2)},
+        tmp_path / "1.safetensors",
+    )
     save_file({"c": torch.zeros(7, dtype=torch.uint8)}, tmp_path / "2.safetensors")
-    held = tensors.bytes_by_dtype(tmp_path)
-    assert held == {"bfloat16": 30, "float32": 8, "uint8": 7}
-    assert tensors.loaded_bytes(held, "auto") == 45
-    assert tensors.loaded_bytes(held, "float32") == 60 + 8 + 7
-    assert tensors.loaded_bytes(held, "bfloat16") == 30 + 4 + 7
+    held = tensors.stored(tmp_path)
+    assert tensors.bytes_by_dtype(held) == {"bfloat16": 30, "float32": 8, "uint8": 7}
+    assert tensors.loaded_bytes(held, dtype="auto", quantization="none") == 45
+    assert tensors.loaded_bytes(held, dtype="float32", quantization="none") == 60 + 8 + 7
+    assert tensors.loaded_bytes(held, dtype="bfloat16", quantization="nf4") == 30 + 4 + 7
+
+
+@pytest.mark.parametrize(
+    ("quantization", "expected"), [("none", 4 * 64 * 64), ("int8", 64 * 64 + 4 * 64), ("nf4", 2048 + 64 + 1)]
+)
+def test_what_a_quantized_matrix_will_take_is_told_beforehand(quantization: str, expected: int):
+    matrix = tensors.Stored(
+        name="layers.0.mlp.up_proj.weight", dtype="float32", shape=(64, 64), size_bytes=4 * 64 * 64
+    )
+    assert tensors.loaded_bytes([matrix], dtype="auto", quantization=quantization) == expected
 
 
 @pytest.mark.parametrize(
@@ -174,4 +187,4 @@ def test_bytes_are_told_by_type_from_the_headers_alone(tmp_path: Path):
 def test_a_header_that_is_none_names_its_file(tmp_path: Path, content: bytes):
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(errors.Damaged, match=r"model\.safetensors is no safetensors file"):
-        tensors.bytes_by_dtype(tmp_path)
+        tensors.stored(tmp_path)

@@ -4,6 +4,8 @@
     pull.py             a model from the Hub by its commit, into such a folder
     cache.py            the models of this machine: listed, found by name, removed
     tensors.py          what the weights' files say of themselves: types and bytes
+    weights.py          weights onto a device, quantized or not, and what really came of it
+    memory.py           whether they fit into what is free
     environment.py      the child's environment: offline, one device, no telemetry, no hub kernels
     transformers_model.py  AutoModelForCausalLM from a local folder
     scripted.py         answers from a script, for tests and for users' tests

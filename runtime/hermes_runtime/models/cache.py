@@ -140,7 +140,7 @@ def _kept(name: str, commit: str, folder: Path, *, verified_at: datetime | None)
 
 def _dtype(folder: Path) -> str:
     try:
-        held = tensors.bytes_by_dtype(folder)
+        held = tensors.bytes_by_dtype(tensors.stored(folder))
     except errors.HermesError:
         return ""  # a file that has not come whole; verifying says which
     return max(held, key=lambda name: held[name], default="")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
-import importlib.util
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -24,11 +23,11 @@ import torch
 import transformers
 from jinja2 import TemplateError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoTokenizer, DynamicCache
 
 from hermes.model.v1 import model_pb2 as pb
 from hermes_runtime import errors
-from hermes_runtime.models import ModelSpec
+from hermes_runtime.models import ModelSpec, weights
 from hermes_runtime.models.beam import Beams
 from hermes_runtime.models.counted import CountedModel
 from hermes_runtime.models.fork import fork, on, select
@@ -55,8 +54,6 @@ _SHRINK_AT = 0.75
 
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +106,7 @@ class TransformersModel(CountedModel):
             spec,
             lambda: AutoTokenizer.from_pretrained(spec.path, local_files_only=True, trust_remote_code=False),
         )
-        self._model: PreTrainedModel = _loaded(spec, lambda: _weights(spec, self._device))
+        self._model: PreTrainedModel = _loaded(spec, lambda: weights.load(spec, self._device))
         tree.still()
         self._model.train(False)
         if not spec.threads and self._model.num_parameters() < ONE_THREAD_PARAMETERS:
@@ -475,8 +472,10 @@ class TransformersModel(CountedModel):
             self._forward(torch.tensor([[number]]), fork(cache, self._rows([0]), 1), 1)
 
     def _description(self, tree: Tree, seconds: float) -> pb.DescribeResponse:
-        held = [*self._model.parameters(), *self._model.buffers()]
-        names = ("torch", "transformers", "tokenizers", "safetensors")
+        held = weights.held(self._model)
+        names = ["torch", "transformers", "tokenizers", "safetensors"]
+        if held.quantization != "none":
+            names.append("bitsandbytes")
         return pb.DescribeResponse(
             backend="transformers",
             architecture=type(self._model).__name__,
@@ -484,10 +483,10 @@ class TransformersModel(CountedModel):
             tokenizer_sha256=tree.tokenizer_sha256,
             verified_files=len(tree.manifest.files),
             device=str(self._device),
-            dtype=str(self._model.dtype).removeprefix("torch."),
-            quantization=self._spec.quantization,
-            weight_bytes=sum(each.numel() * each.element_size() for each in held),
-            parameters=sum(each.numel() for each in self._model.parameters()),
+            dtype=held.dtype,
+            quantization=held.quantization,
+            weight_bytes=held.weight_bytes,
+            parameters=held.parameters,
             load_seconds=seconds,
             context_tokens=self._spec.context_tokens,
             dialect=tree.manifest.dialect,
@@ -539,46 +538,6 @@ def _loaded(spec: ModelSpec, load: Callable[[], Loaded]) -> Loaded:
             f"transformers {transformers.__version__} cannot load {spec.path}: "
             f"{type(error).__name__}: {error}"
         ) from error
-
-
-def _weights(spec: ModelSpec, device: torch.device) -> PreTrainedModel:
-    if spec.dtype not in (*_DTYPES, "auto"):
-        raise errors.BadInput(f"dtype {spec.dtype!r} is none of auto, {', '.join(_DTYPES)}")
-    placed = {} if spec.quantization == "none" else {"device_map": {"": device}}
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        spec.path,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        dtype=_DTYPES.get(spec.dtype, "auto"),
-        quantization_config=_quantization(spec),
-        **placed,
-    )
-    if not placed:
-        torch.nn.Module.to(model, device)
-    return model
-
-
-def _quantization(spec: ModelSpec) -> object:
-    if spec.quantization == "none":
-        return None
-    if spec.quantization not in ("int8", "nf4"):
-        raise errors.BadInput(f"quantization {spec.quantization!r} is none of none, int8, nf4")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise errors.Unsupported(
-            f"quantization {spec.quantization} needs the package bitsandbytes: install it, or set "
-            "spec.model.quantization to none"
-        )
-    from transformers import BitsAndBytesConfig
-
-    if spec.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]  # half typed
-    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]  # half typed
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=_DTYPES.get(spec.dtype, torch.bfloat16),
-    )
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
