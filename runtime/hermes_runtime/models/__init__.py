@@ -6,9 +6,13 @@
     tensors.py          what the weights' files say of themselves: types and bytes
     weights.py          weights onto a device, quantized or not, and what really came of it
     memory.py           whether they fit into what is free
+    platform.py         which types and quantizations a platform is good for: the table
+    probe.py            what this host really can, tried in processes of their own (probe_trial.py)
     environment.py      the child's environment: offline, one device, no telemetry, no hub kernels
     transformers_model.py  AutoModelForCausalLM from a local folder
     scripted.py         answers from a script, for tests and for users' tests
+    engine/             many requests computed together, each as if alone
+    stepping.py         what a worker drives: a model moved on step by step
     worker.py           one process that holds one model; frames over a socket pair
     instances.py        PortableMultiInstanceManager: workers started, watched, restarted
     service.py          the port over gRPC (`hermes model serve`)
@@ -50,6 +54,8 @@ class ModelSpec:
     """Longest prompt plus completion asked for; Unsupported if the model's own is shorter."""
     slots: int = 8
     """Most completions decoded at once; a wider request is decoded in slices, with equal results."""
+    prefix_cache_bytes: int = 256 * 2**20
+    """Memory for prompts already computed, so that another with the same start is not again; 0: none."""
     threads: int = 0
     """CPU threads of the worker; 0: one for a small model, else what torch chooses."""
 

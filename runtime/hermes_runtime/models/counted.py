@@ -24,12 +24,16 @@ class Rereads:
         self._traces: OrderedDict[str, deque[array[int]]] = OrderedDict()
 
     def settle(self, trace: str, prompt: array[int], usage: pb.Usage) -> None:
-        """Move tokens of `prompt` that an earlier prompt of `trace` began with from new to re-read."""
+        """Move tokens of `prompt` that an earlier prompt of `trace` began with from new to re-read.
+
+        Those from a cache stay counted as such.
+        """
         if not trace:
             return
         earlier = self._traces.setdefault(trace, deque(maxlen=PROMPTS_MAX))
         self._traces.move_to_end(trace)
         shared = max((shared_tokens(prompt, other) for other in earlier), default=0)
+        shared = max(0, shared - usage.prompt_tokens_cached)
         usage.prompt_tokens_new -= shared
         usage.prompt_tokens_reread += shared
         earlier.append(prompt)

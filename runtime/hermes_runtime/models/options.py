@@ -29,6 +29,8 @@ class Options:
     top_k: int
     seed: int
     stop: tuple[str, ...]
+    repetition_penalty: float
+    determinism: pb.Determinism.ValueType
 
 
 def checked(request: pb.GenerateRequest) -> Options:
@@ -45,6 +47,11 @@ def checked(request: pb.GenerateRequest) -> Options:
         raise errors.BadInput(
             f"temperature {temperature} must be above 0; for the likeliest use greedy search"
         )
+    penalty = request.repetition_penalty or 1.0
+    if not (math.isfinite(penalty) and penalty > 0):
+        raise errors.BadInput(f"repetition_penalty {penalty} must be above 0")
+    if penalty != 1 and search == pb.SEARCH_BEAM:
+        raise errors.BadInput("repetition_penalty is not for beam search: leave it out, or sample")
     if not 0 < top_p <= 1:
         raise errors.BadInput(f"top_p {top_p} must be above 0 and at most 1")
     if any(not text for text in request.stop):
@@ -68,12 +75,26 @@ def checked(request: pb.GenerateRequest) -> Options:
         top_k=request.top_k,
         seed=request.seed,
         stop=tuple(request.stop),
+        repetition_penalty=penalty,
+        determinism=promised(request.determinism),
     )
+
+
+def promised(asked: pb.Determinism.ValueType) -> pb.Determinism.ValueType:
+    """What is promised of an answer. Raises BadInput: a model cannot."""
+    if asked == pb.DETERMINISM_UNSPECIFIED:
+        return pb.DETERMINISM_BITWISE
+    if asked not in (pb.DETERMINISM_BEST_EFFORT, pb.DETERMINISM_SEEDED, pb.DETERMINISM_BITWISE):
+        raise errors.BadInput(
+            f"determinism {asked} is not what a model can promise: ask for best effort, seeded or bitwise"
+        )
+    return asked
 
 
 def check_scores(request: pb.ScoreRequest) -> None:
     """Raises BadInput, Exhausted (over a limit)."""
     check_prompt(request.prompt)
+    promised(request.determinism)
     if len(request.continuations) > CONTINUATIONS_MAX:
         raise errors.Exhausted(
             f"{len(request.continuations)} continuations are over the limit of {CONTINUATIONS_MAX}: "

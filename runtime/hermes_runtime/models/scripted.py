@@ -37,7 +37,7 @@ from hermes.model.v1 import model_pb2 as pb
 from hermes_runtime import errors
 from hermes_runtime.models import ModelSpec
 from hermes_runtime.models.counted import CountedModel
-from hermes_runtime.models.options import Options, check_context, check_scores, checked
+from hermes_runtime.models.options import Options, check_context, check_scores, checked, promised
 
 _TOKEN = re.compile(r"\s*\S+|\s+")
 _NAP_SECONDS = 0.02
@@ -192,7 +192,9 @@ class ScriptedModel(CountedModel):
             prompt_tokens_new=len(prompt) + sum(starts),
             decoded_tokens=_decoded(completions, options),
         )
-        return pb.GenerateResponse(completions=completions, usage=usage), _numbers(prompt)
+        return pb.GenerateResponse(
+            completions=completions, usage=usage, determinism=options.determinism
+        ), _numbers(prompt)
 
     def rate(self, request: pb.ScoreRequest) -> tuple[pb.ScoreResponse, array[int]]:
         """By the rule that fits."""
@@ -203,7 +205,9 @@ class ScriptedModel(CountedModel):
         rule = self._play(request.prompt)
         scores = [_score(rule, text) for text in request.continuations]
         usage = pb.Usage(prompt_tokens_new=len(prompt) + sum(counts))
-        return pb.ScoreResponse(logprobs=scores, tokens=counts, usage=usage), _numbers(prompt)
+        return pb.ScoreResponse(
+            logprobs=scores, tokens=counts, usage=usage, determinism=promised(request.determinism)
+        ), _numbers(prompt)
 
     def _play(self, prompt: pb.Prompt) -> Rule:
         """Wait, die if the script says so, and find the rule."""

@@ -1,11 +1,11 @@
 """A causal language model from a local folder, through transformers.
 
-A prompt is computed once, in pieces; forced starts and continuations go on from forks of it; completions
-are decoded `slots` at a time, rows of equal length only, so that nothing is padded. Log probabilities are
-of the model's own distribution, whatever the temperature. The token that ends a completion is decoded,
-and counts in `tokens` and `logprob`, but is not in `text`. Equal completions of a greedy search are
-decoded once. A request is computed alone, so its answer does not depend on load; in float32 neither does
-it on `slots`. Not covered: special tokens that a chat's messages spell out are taken as such.
+Requests become tasks of the engine, which computes many of them together; beams, and architectures that do
+not fit into its slots, are computed alone. Log probabilities are of the model's own distribution, whatever
+the temperature. The token that ends a completion is decoded, and counts in `tokens` and `logprob`, but is
+not in `text`. Equal completions of a greedy search are decoded once. Unless less is asked for, an answer
+does not depend on load; in float32 neither does its text on `slots`. Not covered: special tokens that a
+chat's messages spell out are taken as such.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import gc
 import importlib.metadata
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -30,9 +30,15 @@ from hermes_runtime import errors
 from hermes_runtime.models import ModelSpec, weights
 from hermes_runtime.models.beam import Beams
 from hermes_runtime.models.counted import CountedModel
+from hermes_runtime.models.engine.engine import Engine
+from hermes_runtime.models.engine.prefix import PrefixTree
+from hermes_runtime.models.engine.schedule import Limits
+from hermes_runtime.models.engine.slots import Snapshot
+from hermes_runtime.models.engine.task import Branch, Level, Result, Rules, Task
 from hermes_runtime.models.fork import fork, on, select
-from hermes_runtime.models.options import Options, check_context, check_scores, checked
+from hermes_runtime.models.options import Options, check_context, check_scores, checked, promised
 from hermes_runtime.models.sampling import draw, uniforms
+from hermes_runtime.models.stepping import Accepted, Done, Request, Response, Stepped, Token
 from hermes_runtime.models.stops import Stops, Vocabulary
 from hermes_runtime.models.tree import Tree, verify
 
@@ -70,6 +76,15 @@ class _Start:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Forced:
+    """A forced start, as a completion tells of it."""
+
+    index: int
+    tokens: tuple[int, ...]
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Ended:
     """A completion, decoded."""
 
@@ -91,6 +106,8 @@ class TransformersModel(CountedModel):
         self._spec = spec
         self._beat = beat
         self._described: pb.DescribeResponse | None = None
+        self._answers: dict[int, Callable[[Result], Done]] = {}
+        self._counted: list[Done] = []
 
     def load(self) -> pb.DescribeResponse:
         """Verify, load, and decode one token."""
@@ -116,6 +133,7 @@ class TransformersModel(CountedModel):
         self._ends = _end_tokens(self._model, self._tokenizer)
         self._tree = tree
         self._check_context_of_model()
+        self._engine = self._engine_of(tree)
         self._warm()
         self._described = self._description(tree, time.perf_counter() - started)
         return self._described
@@ -131,6 +149,72 @@ class TransformersModel(CountedModel):
 
     def complete(self, request: pb.GenerateRequest) -> tuple[pb.GenerateResponse, array[int]]:
         """As the port's `generate`."""
+        done = self._at_once(request)
+        assert isinstance(done.response, pb.GenerateResponse)
+        return done.response, done.prompt
+
+    def rate(self, request: pb.ScoreRequest) -> tuple[pb.ScoreResponse, array[int]]:
+        """As the port's `score`."""
+        done = self._at_once(request)
+        assert isinstance(done.response, pb.ScoreResponse)
+        return done.response, done.prompt
+
+    # Many requests, step by step.
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a step would do nothing."""
+        return not self._answers and not self._counted
+
+    def take(self, number: int, request: Request, accepted: Mapping[int, Accepted]) -> None:
+        """Begin a request, or go on with one. Raises what the port's calls raise of a request."""
+        match request:
+            case pb.GenerateRequest():
+                task, answer = self._generation(request, accepted)
+            case pb.ScoreRequest():
+                task, answer = self._scoring(request)
+            case pb.CountTokensRequest():
+                self._counted.append(Done(number=number, response=self.count_tokens(request)))
+                return
+        self._engine.take(number, task)
+        self._answers[number] = answer
+
+    def cancel(self, number: int) -> None:
+        """Nobody waits for this request any more."""
+        self._engine.cancel(number)
+        self._answers.pop(number, None)
+
+    def step(self) -> Stepped:
+        """A token of every completion that is decoded. An exception means that all of them are lost."""
+        counted = tuple(self._counted)
+        self._counted.clear()
+        if not self._answers:
+            return Stepped(done=counted)
+        try:
+            progress = self._engine.step()
+        except BaseException:
+            self._engine.reset()
+            self._answers.clear()
+            raise
+        tokens = tuple(
+            Token(number=each.number, completion=each.branch, token=each.token, logprob=each.logprob)
+            for each in progress.emitted
+        )
+        done = tuple(self._answers.pop(each.number)(each) for each in progress.results)
+        return Stepped(tokens=tokens, done=counted + done)
+
+    def _at_once(self, request: Request) -> Done:
+        """One request alone, by the same steps."""
+        self.take(0, request, {})
+        while True:
+            for done in self.step().done:
+                if done.error is not None:
+                    raise done.error
+                return done
+
+    def _generation(
+        self, request: pb.GenerateRequest, accepted: Mapping[int, Accepted]
+    ) -> tuple[Task, Callable[[Result], Done]]:
         options = checked(request)
         if options.search == pb.SEARCH_BEAM and options.n > self._spec.slots:
             raise errors.Exhausted(
@@ -138,45 +222,149 @@ class TransformersModel(CountedModel):
                 "ask for fewer, or raise spec.model.slots"
             )
         prompt = self._prompt(request.prompt)
-        forced = [self._encode(start) for start in options.starts]
+        forced = [tuple(self._encode(start)) for start in options.starts]
         rest = max(map(len, forced)) + options.max_tokens
         check_context(prompt=len(prompt), rest=rest, context=self._spec.context_tokens)
         stops = self._stops(options.stop)
-        completions: list[pb.Completion] = []
-        decoded = 0
-        with self._computing():
-            cache, logits = self._prefill(prompt)
-            starts = self._force(cache, logits, forced)
-            if options.search == pb.SEARCH_BEAM:
-                ended: list[list[_Ended]] = []
-                for start in starts:
-                    found, count = self._beam(start, options, stops, prompt)
-                    ended.append(found)
-                    decoded += count
-            else:
-                ended = self._decode_all(starts, options, stops, prompt)
-                decoded = sum(len(each.tokens) for found in ended for each in found)
-        for start, found in zip(starts, ended, strict=True):
-            if options.search == pb.SEARCH_GREEDY:
-                found = found * options.n
-            completions += [self._completion(start, each, stops, prompt) for each in found]
-        usage = pb.Usage(prompt_tokens_new=len(prompt) + sum(map(len, forced)), decoded_tokens=decoded)
-        return pb.GenerateResponse(completions=completions, usage=usage), array("I", prompt)
+        copies = 1 if options.search == pb.SEARCH_GREEDY else options.n
 
-    def rate(self, request: pb.ScoreRequest) -> tuple[pb.ScoreResponse, array[int]]:
-        """As the port's `score`."""
+        def ends(forced: Sequence[int], tokens: Sequence[int]) -> bool:
+            if stops.ends[tokens[-1]]:
+                return True
+            if not stops.may_complete[tokens[-1]]:
+                return False
+            return stops.hits(self._text([*prompt, *forced], tokens)) is not None
+
+        def answered(
+            ended: Sequence[Sequence[_Ended]], prefixes: Sequence[float], decoded: int, cached: int
+        ) -> pb.GenerateResponse:
+            completions: list[pb.Completion] = []
+            for index, (found, logprob) in enumerate(zip(ended, prefixes, strict=True)):
+                times = options.n if options.search == pb.SEARCH_GREEDY else 1
+                start = _Forced(index=index, tokens=forced[index], logprob=logprob)
+                completions += [self._completion(start, each, stops, prompt) for each in found] * times
+            usage = pb.Usage(
+                prompt_tokens_new=len(prompt) + sum(map(len, forced)) - cached,
+                prompt_tokens_cached=cached,
+                decoded_tokens=decoded,
+            )
+            return pb.GenerateResponse(completions=completions, usage=usage, determinism=options.determinism)
+
+        def alone() -> pb.GenerateResponse:
+            with self._computing():
+                cache, logits = self._prefill(prompt)
+                starts = self._force(cache, logits, forced)
+                ended: list[list[_Ended]] = []
+                decoded = 0
+                if options.search == pb.SEARCH_BEAM:
+                    for start in starts:
+                        found, count = self._beam(start, options, stops, prompt)
+                        ended.append(found)
+                        decoded += count
+                else:
+                    ended = self._decode_all(starts, options, stops, prompt)
+                    decoded = sum(len(each.tokens) for found in ended for each in found)
+            return answered(ended, [start.logprob for start in starts], decoded, 0)
+
+        def shared(result: Result) -> pb.GenerateResponse:
+            ended = [
+                [
+                    _Ended(tokens=each.tokens, logprob=each.logprob, stopped=each.stopped)
+                    for each in result.ended[index * copies : (index + 1) * copies]
+                ]
+                for index in range(len(forced))
+            ]
+            prefixes = [result.ended[index * copies].forced_logprob for index in range(len(forced))]
+            decoded = sum(len(each.tokens) for each in result.ended)
+            return answered(ended, prefixes, decoded, self._told(options.determinism, result))
+
+        if options.search == pb.SEARCH_BEAM or self._engine.why_alone:
+            if options.repetition_penalty != 1:
+                raise errors.Unsupported(
+                    "repetition_penalty needs an architecture whose requests are computed together, but "
+                    f"{self._engine.why_alone}: leave it out"
+                )
+            return Task(prompt=tuple(prompt), alone=alone), self._answering(prompt, None)
+        branches = [
+            Branch(
+                forced=start,
+                chances=uniforms(options.seed, index, number, options.max_tokens)
+                if options.search == pb.SEARCH_SAMPLE
+                else None,
+                accepted=given.tokens if (given := accepted.get(index * copies + number)) else (),
+                accepted_logprob=given.logprob if given else 0.0,
+            )
+            for index, start in enumerate(forced)
+            for number in range(copies)
+        ]
+        rules = Rules(
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            repetition_penalty=options.repetition_penalty,
+        )
+        task = Task(
+            prompt=tuple(prompt),
+            branches=tuple(branches),
+            max_tokens=options.max_tokens,
+            rules=rules,
+            ends=ends,
+            level=_level(options.determinism),
+            tenant=request.tenant,
+        )
+        return task, self._answering(prompt, shared)
+
+    def _scoring(self, request: pb.ScoreRequest) -> tuple[Task, Callable[[Result], Done]]:
         check_scores(request)
+        determinism = promised(request.determinism)
         prompt = self._prompt(request.prompt)
-        texts = [self._encode(text) for text in request.continuations]
+        texts = [tuple(self._encode(text)) for text in request.continuations]
         check_context(
             prompt=len(prompt), rest=max(map(len, texts), default=0), context=self._spec.context_tokens
         )
-        with self._computing():
-            cache, logits = self._prefill(prompt)
-            scores = self._score(cache, logits, texts)
         counts = [len(text) for text in texts]
-        usage = pb.Usage(prompt_tokens_new=len(prompt) + sum(counts))
-        return pb.ScoreResponse(logprobs=scores, tokens=counts, usage=usage), array("I", prompt)
+
+        def answered(scores: Sequence[float], cached: int) -> pb.ScoreResponse:
+            usage = pb.Usage(
+                prompt_tokens_new=len(prompt) + sum(counts) - cached, prompt_tokens_cached=cached
+            )
+            return pb.ScoreResponse(logprobs=scores, tokens=counts, usage=usage, determinism=determinism)
+
+        def alone() -> pb.ScoreResponse:
+            with self._computing():
+                cache, logits = self._prefill(prompt)
+                return answered(self._score(cache, logits, texts), 0)
+
+        if self._engine.why_alone:
+            return Task(prompt=tuple(prompt), alone=alone), self._answering(prompt, None)
+        task = Task(
+            prompt=tuple(prompt),
+            continuations=tuple(texts),
+            level=_level(determinism),
+            tenant=request.tenant,
+        )
+        return task, self._answering(
+            prompt, lambda result: answered(result.scores, self._told(determinism, result))
+        )
+
+    def _answering(
+        self, prompt: Sequence[int], response: Callable[[Result], Response] | None
+    ) -> Callable[[Result], Done]:
+        """What becomes of a task's result; without `response`, its value is one."""
+
+        def answer(result: Result) -> Done:
+            if result.error is not None:
+                return Done(number=result.number, error=result.error)
+            value = result.value if response is None else response(result)
+            assert isinstance(value, pb.GenerateResponse | pb.ScoreResponse)
+            return Done(number=result.number, response=value, prompt=array("I", prompt))
+
+        return answer
+
+    @staticmethod
+    def _told(determinism: pb.Determinism.ValueType, result: Result) -> int:
+        """Tokens from the cache, unless the answer may not depend on what was asked before."""
+        return 0 if determinism == pb.DETERMINISM_BITWISE else result.cached
 
     # The prompt.
 
@@ -435,7 +623,9 @@ class TransformersModel(CountedModel):
         context, whole = self._plain(tail), self._plain([*tail, *tokens])
         return whole[len(context) :] if whole.startswith(context) else self._plain(tokens)
 
-    def _completion(self, start: _Start, ended: _Ended, stops: Stops, prompt: Sequence[int]) -> pb.Completion:
+    def _completion(
+        self, start: _Forced, ended: _Ended, stops: Stops, prompt: Sequence[int]
+    ) -> pb.Completion:
         shown = list(ended.tokens)
         if shown and stops.ends[shown[-1]]:
             shown.pop()
@@ -463,6 +653,17 @@ class TransformersModel(CountedModel):
                 f"the model's context is {longest} tokens, but {self._spec.context_tokens} are asked for: "
                 f"set spec.model.contextTokens to at most {longest}"
             )
+
+    def _engine_of(self, tree: Tree) -> Engine:
+        spec = self._spec
+        limits = Limits(slots=spec.slots, together=1 if _mixes_experts(self._model) else 0)
+        kept: PrefixTree[Snapshot] | None = None
+        if spec.prefix_cache_bytes:
+            kept = PrefixTree(
+                salt=tree.sha256, node_tokens=limits.piece_tokens, bytes_max=spec.prefix_cache_bytes
+            )
+        with self._computing():
+            return Engine(self._model, limits=limits, tree=kept, beat=self._beat)
 
     def _warm(self) -> None:
         """Decode a real token, forked and all."""
@@ -492,6 +693,23 @@ class TransformersModel(CountedModel):
             dialect=tree.manifest.dialect,
             software=[f"{name} {importlib.metadata.version(name)}" for name in names],
         )
+
+
+def _level(determinism: pb.Determinism.ValueType) -> Level:
+    match determinism:
+        case pb.DETERMINISM_BEST_EFFORT:
+            return Level.BEST_EFFORT
+        case pb.DETERMINISM_SEEDED:
+            return Level.SEEDED
+        case _:
+            return Level.BITWISE
+
+
+def _mixes_experts(model: PreTrainedModel) -> bool:
+    """Whether tokens are computed in groups that depend on who else is there."""
+    config = model.config.get_text_config(decoder=True)
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    return any((getattr(config, name, None) or 0) > 1 for name in names)
 
 
 def _slices(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from hermes_runtime.models.engine.choosing import Choice, choose
 from hermes_runtime.models.engine.prefix import PrefixTree
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 BUCKET_COLUMNS = 128
 """Rows attend over their length rounded up to a multiple of this."""
+
+_AGREEMENT = 0.05
+"""Relative difference of logits that is rounding; in bfloat16, some hundredths."""
 
 _SCORED_TOKENS = 256
 """Tokens of continuations that are scored in one pass, unless a single one is longer."""
@@ -95,25 +98,11 @@ class Engine:
         limits: Limits,
         tree: PrefixTree[Snapshot] | None = None,
         beat: Callable[[], None] = lambda: None,
-        longest: int = 0,
     ) -> None:
-        """`longest` is how many columns a row may ever need. Raises ValueError: the architecture is one
-        whose past is not keys and values in columns."""
-        config = model.config.get_text_config(decoder=True)
-        layers = DynamicCache(config=config).layers
-        if strange := {type(layer) for layer in layers} - {DynamicLayer, DynamicSlidingWindowLayer}:
-            raise ValueError(f"its past is kept in {', '.join(sorted(each.__name__ for each in strange))}")
-        if config._attn_implementation not in ("sdpa", ATTENTION):
-            raise ValueError(f"its attention is {config._attn_implementation}")
-        self._masks = Masks(config)
-        register()
-        model.set_attn_implementation(ATTENTION)
         self._model = model
         self._device = model.device
         self._limits = limits
         self._schedule = Schedule(limits=limits)
-        self._slots = Slots(layers=len(layers), slots=limits.slots, bucket=BUCKET_COLUMNS)
-        self._longest = longest
         self._tree = tree
         self._beat = beat
         self._requests: dict[int, _Request] = {}
@@ -122,11 +111,51 @@ class Engine:
         """Tokens whose columns are in the stage's row."""
         self._emitted: list[Emitted] = []
         self._results: list[Result] = []
+        self.why_alone = self._prepared()
+        """Why this model's requests cannot share a pass; empty: they can. Then tasks must be `alone`."""
         self.steps = 0
         self.computed_tokens = 0
         """Of prompts, as passes."""
         self.cached_tokens = 0
         """Of prompts, not computed again."""
+
+    def _prepared(self) -> str:
+        """Make the slots. If the architecture does not fit into them, say why."""
+        config = self._model.config.get_text_config(decoder=True)
+        layers = DynamicCache(config=config).layers
+        known = {DynamicLayer, DynamicSlidingWindowLayer, DummyLayer}
+        if strange := {type(layer) for layer in layers} - known:
+            return f"its past is kept in {', '.join(sorted(each.__name__ for each in strange))}"
+        if config._attn_implementation not in ("sdpa", ATTENTION):
+            return f"its attention is {config._attn_implementation}"
+        try:
+            self._masks = Masks(config)
+        except ValueError as error:
+            return str(error)
+        self._slots = Slots(
+            [type(layer) is DummyLayer for layer in layers], slots=self._limits.slots, bucket=BUCKET_COLUMNS
+        )
+        register()
+        self._model.set_attn_implementation(ATTENTION)
+        return "" if self._agrees() else "its logits differ when rows are computed together"
+
+    @torch.inference_mode()
+    def _agrees(self) -> bool:
+        """Whether a token computed in a row is what the model itself computes."""
+        tokens = (3, 1, 2, 1, 2)
+        self._run_piece(self._slots.stage, tokens[:-1], 0, keep=1)
+        self._slots.copy(self._slots.stage, 0, len(tokens) - 1)
+        logits = torch.zeros(1)
+        row = _Row(number=0, branch=0, task=Task(prompt=()), columns=4, logits=logits, seen=None)
+        row.following = tokens[-1]
+        self._rows = [row]
+        try:
+            self._decode()
+        finally:
+            self._rows = []
+        plain: Tensor = self._model(torch.tensor([tokens], device=self._device), use_cache=False).logits
+        expected = plain[0, -1].float().cpu()
+        return bool((row.logits - expected).norm() <= _AGREEMENT * expected.norm())
 
     @property
     def is_idle(self) -> bool:
@@ -156,8 +185,8 @@ class Engine:
         self.steps += 1
         with torch.inference_mode():
             self._compute_prompts()
-            fresh = [self._joined(join) for join in self._schedule.joins(len(self._rows))]
-            self._rows += [row for row in fresh if row is not None]
+            for join in self._schedule.joins(len(self._rows)):
+                self._rows.append(self._joined(join))
             if self._rows:
                 self._choose()
             while self._rows and not self._decoded():
@@ -303,7 +332,7 @@ class Engine:
 
     # Rows.
 
-    def _joined(self, join: Join) -> _Row | None:
+    def _joined(self, join: Join) -> _Row:
         """A new row, its prompt copied from the stage or from a sibling."""
         request = self._requests[join.number]
         place, columns = len(self._rows), len(request.task.prompt)

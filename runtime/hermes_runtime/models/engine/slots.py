@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -184,11 +184,16 @@ class SlotLayer(CacheLayerMixin):
 class Slots:
     """All layers of one model: `slots` rows, and one more in which prompts are computed."""
 
-    def __init__(self, *, layers: int, slots: int, bucket: int) -> None:
+    def __init__(self, empty: Sequence[bool], *, slots: int, bucket: int) -> None:
+        """`empty` tells of each layer whether it keeps nothing of its own."""
         self.stage = slots
         self.bucket = bucket
-        self._layers = [SlotLayer(slots + 1) for _ in range(layers)]
-        self.cache = Cache(layers=list(self._layers))
+        layers = [
+            DummyLayer() if is_empty else SlotLayer(slots + 1)  # type: ignore[no-untyped-call]  # half typed
+            for is_empty in empty
+        ]
+        self._layers = [layer for layer in layers if isinstance(layer, SlotLayer)]
+        self.cache = Cache(layers=list(layers))
 
     def reserve(self, columns: int) -> None:
         """Have room for rows of this many columns."""

@@ -24,17 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bhermes/model/v1/model.proto\x12\x0fhermes.model.v1\"\x11\n\x0f\x44\x65scribeRequest\"\xc2\x02\n\x10\x44\x65scribeResponse\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x13\n\x0btree_sha256\x18\x03 \x01(\t\x12\x18\n\x10tokenizer_sha256\x18\x04 \x01(\t\x12\x16\n\x0everified_files\x18\x05 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x14\n\x0cquantization\x18\x08 \x01(\t\x12\x14\n\x0cweight_bytes\x18\t \x01(\x04\x12\x12\n\nparameters\x18\n \x01(\x04\x12\x14\n\x0cload_seconds\x18\x0b \x01(\x01\x12\x16\n\x0e\x63ontext_tokens\x18\x0c \x01(\r\x12\x0f\n\x07\x64ialect\x18\r \x01(\t\x12\x10\n\x08restarts\x18\x0e \x01(\r\x12\x10\n\x08software\x18\x0f \x03(\t\"#\n\x12\x43ountTokensRequest\x12\r\n\x05texts\x18\x01 \x03(\t\"%\n\x13\x43ountTokensResponse\x12\x0e\n\x06\x63ounts\x18\x01 \x03(\r\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"B\n\x06Prompt\x12\x0c\n\x04text\x18\x01 \x01(\t\x12*\n\x08messages\x18\x02 \x03(\x0b\x32\x18.hermes.model.v1.Message\"\xf2\x01\n\x0fGenerateRequest\x12\'\n\x06prompt\x18\x01 \x01(\x0b\x32\x17.hermes.model.v1.Prompt\x12\x10\n\x08prefixes\x18\x02 \x03(\t\x12\t\n\x01n\x18\x03 \x01(\r\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\'\n\x06search\x18\x05 \x01(\x0e\x32\x17.hermes.model.v1.Search\x12\x13\n\x0btemperature\x18\x06 \x01(\x02\x12\r\n\x05top_p\x18\x07 \x01(\x02\x12\r\n\x05top_k\x18\x08 \x01(\r\x12\x0c\n\x04seed\x18\t \x01(\x04\x12\x0c\n\x04stop\x18\n \x03(\t\x12\r\n\x05trace\x18\x0b \x01(\t\"\x99\x01\n\nCompletion\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\r\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\x12\x16\n\x0eprefix_logprob\x18\x04 \x01(\x01\x12\x0e\n\x06tokens\x18\x05 \x01(\r\x12\x34\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x1d.hermes.model.v1.FinishReason\"v\n\x05Usage\x12\x19\n\x11prompt_tokens_new\x18\x01 \x01(\x04\x12\x1c\n\x14prompt_tokens_cached\x18\x02 \x01(\x04\x12\x1c\n\x14prompt_tokens_reread\x18\x03 \x01(\x04\x12\x16\n\x0e\x64\x65\x63oded_tokens\x18\x04 \x01(\x04\"k\n\x10GenerateResponse\x12\x30\n\x0b\x63ompletions\x18\x01 \x03(\x0b\x32\x1b.hermes.model.v1.Completion\x12%\n\x05usage\x18\x02 \x01(\x0b\x32\x16.hermes.model.v1.Usage\"]\n\x0cScoreRequest\x12\'\n\x06prompt\x18\x01 \x01(\x0b\x32\x17.hermes.model.v1.Prompt\x12\x15\n\rcontinuations\x18\x02 \x03(\t\x12\r\n\x05trace\x18\x03 \x01(\t\"X\n\rScoreResponse\x12\x10\n\x08logprobs\x18\x01 \x03(\x01\x12\x0e\n\x06tokens\x18\x02 \x03(\r\x12%\n\x05usage\x18\x03 \x01(\x0b\x32\x16.hermes.model.v1.Usage*W\n\x06Search\x12\x16\n\x12SEARCH_UNSPECIFIED\x10\x00\x12\x11\n\rSEARCH_GREEDY\x10\x01\x12\x11\n\rSEARCH_SAMPLE\x10\x02\x12\x0f\n\x0bSEARCH_BEAM\x10\x03*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xd2\x02\n\x0cModelService\x12O\n\x08\x44\x65scribe\x12 .hermes.model.v1.DescribeRequest\x1a!.hermes.model.v1.DescribeResponse\x12X\n\x0b\x43ountTokens\x12#.hermes.model.v1.CountTokensRequest\x1a$.hermes.model.v1.CountTokensResponse\x12O\n\x08Generate\x12 .hermes.model.v1.GenerateRequest\x1a!.hermes.model.v1.GenerateResponse\x12\x46\n\x05Score\x12\x1d.hermes.model.v1.ScoreRequest\x1a\x1e.hermes.model.v1.ScoreResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bhermes/model/v1/model.proto\x12\x0fhermes.model.v1\"\x11\n\x0f\x44\x65scribeRequest\"\xc2\x02\n\x10\x44\x65scribeResponse\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x13\n\x0btree_sha256\x18\x03 \x01(\t\x12\x18\n\x10tokenizer_sha256\x18\x04 \x01(\t\x12\x16\n\x0everified_files\x18\x05 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x14\n\x0cquantization\x18\x08 \x01(\t\x12\x14\n\x0cweight_bytes\x18\t \x01(\x04\x12\x12\n\nparameters\x18\n \x01(\x04\x12\x14\n\x0cload_seconds\x18\x0b \x01(\x01\x12\x16\n\x0e\x63ontext_tokens\x18\x0c \x01(\r\x12\x0f\n\x07\x64ialect\x18\r \x01(\t\x12\x10\n\x08restarts\x18\x0e \x01(\r\x12\x10\n\x08software\x18\x0f \x03(\t\"#\n\x12\x43ountTokensRequest\x12\r\n\x05texts\x18\x01 \x03(\t\"%\n\x13\x43ountTokensResponse\x12\x0e\n\x06\x63ounts\x18\x01 \x03(\r\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"B\n\x06Prompt\x12\x0c\n\x04text\x18\x01 \x01(\t\x12*\n\x08messages\x18\x02 \x03(\x0b\x32\x18.hermes.model.v1.Message\"\xd1\x02\n\x0fGenerateRequest\x12\'\n\x06prompt\x18\x01 \x01(\x0b\x32\x17.hermes.model.v1.Prompt\x12\x10\n\x08prefixes\x18\x02 \x03(\t\x12\t\n\x01n\x18\x03 \x01(\r\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\'\n\x06search\x18\x05 \x01(\x0e\x32\x17.hermes.model.v1.Search\x12\x13\n\x0btemperature\x18\x06 \x01(\x02\x12\r\n\x05top_p\x18\x07 \x01(\x02\x12\r\n\x05top_k\x18\x08 \x01(\r\x12\x0c\n\x04seed\x18\t \x01(\x04\x12\x0c\n\x04stop\x18\n \x03(\t\x12\r\n\x05trace\x18\x0b \x01(\t\x12\x31\n\x0b\x64\x65terminism\x18\x0c \x01(\x0e\x32\x1c.hermes.model.v1.Determinism\x12\x1a\n\x12repetition_penalty\x18\r \x01(\x02\x12\x0e\n\x06tenant\x18\x0e \x01(\t\"\x99\x01\n\nCompletion\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\r\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\x12\x16\n\x0eprefix_logprob\x18\x04 \x01(\x01\x12\x0e\n\x06tokens\x18\x05 \x01(\r\x12\x34\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x1d.hermes.model.v1.FinishReason\"v\n\x05Usage\x12\x19\n\x11prompt_tokens_new\x18\x01 \x01(\x04\x12\x1c\n\x14prompt_tokens_cached\x18\x02 \x01(\x04\x12\x1c\n\x14prompt_tokens_reread\x18\x03 \x01(\x04\x12\x16\n\x0e\x64\x65\x63oded_tokens\x18\x04 \x01(\x04\"\x9e\x01\n\x10GenerateResponse\x12\x30\n\x0b\x63ompletions\x18\x01 \x03(\x0b\x32\x1b.hermes.model.v1.Completion\x12%\n\x05usage\x18\x02 \x01(\x0b\x32\x16.hermes.model.v1.Usage\x12\x31\n\x0b\x64\x65terminism\x18\x03 \x01(\x0e\x32\x1c.hermes.model.v1.Determinism\"\xa0\x01\n\x0cScoreRequest\x12\'\n\x06prompt\x18\x01 \x01(\x0b\x32\x17.hermes.model.v1.Prompt\x12\x15\n\rcontinuations\x18\x02 \x03(\t\x12\r\n\x05trace\x18\x03 \x01(\t\x12\x31\n\x0b\x64\x65terminism\x18\x04 \x01(\x0e\x32\x1c.hermes.model.v1.Determinism\x12\x0e\n\x06tenant\x18\x05 \x01(\t\"\x8b\x01\n\rScoreResponse\x12\x10\n\x08logprobs\x18\x01 \x03(\x01\x12\x0e\n\x06tokens\x18\x02 \x03(\r\x12%\n\x05usage\x18\x03 \x01(\x0b\x32\x16.hermes.model.v1.Usage\x12\x31\n\x0b\x64\x65terminism\x18\x04 \x01(\x0e\x32\x1c.hermes.model.v1.Determinism*\x92\x01\n\x0b\x44\x65terminism\x12\x1b\n\x17\x44\x45TERMINISM_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44\x45TERMINISM_BEST_EFFORT\x10\x01\x12\x16\n\x12\x44\x45TERMINISM_SEEDED\x10\x02\x12\x17\n\x13\x44\x45TERMINISM_BITWISE\x10\x03\x12\x18\n\x14\x44\x45TERMINISM_REPLAYED\x10\x04*W\n\x06Search\x12\x16\n\x12SEARCH_UNSPECIFIED\x10\x00\x12\x11\n\rSEARCH_GREEDY\x10\x01\x12\x11\n\rSEARCH_SAMPLE\x10\x02\x12\x0f\n\x0bSEARCH_BEAM\x10\x03*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xd2\x02\n\x0cModelService\x12O\n\x08\x44\x65scribe\x12 .hermes.model.v1.DescribeRequest\x1a!.hermes.model.v1.DescribeResponse\x12X\n\x0b\x43ountTokens\x12#.hermes.model.v1.CountTokensRequest\x1a$.hermes.model.v1.CountTokensResponse\x12O\n\x08Generate\x12 .hermes.model.v1.GenerateRequest\x1a!.hermes.model.v1.GenerateResponse\x12\x46\n\x05Score\x12\x1d.hermes.model.v1.ScoreRequest\x1a\x1e.hermes.model.v1.ScoreResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hermes.model.v1.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SEARCH']._serialized_start=1393
-  _globals['_SEARCH']._serialized_end=1480
-  _globals['_FINISHREASON']._serialized_start=1482
-  _globals['_FINISHREASON']._serialized_end=1577
+  _globals['_DETERMINISM']._serialized_start=1661
+  _globals['_DETERMINISM']._serialized_end=1807
+  _globals['_SEARCH']._serialized_start=1809
+  _globals['_SEARCH']._serialized_end=1896
+  _globals['_FINISHREASON']._serialized_start=1898
+  _globals['_FINISHREASON']._serialized_end=1993
   _globals['_DESCRIBEREQUEST']._serialized_start=48
   _globals['_DESCRIBEREQUEST']._serialized_end=65
   _globals['_DESCRIBERESPONSE']._serialized_start=68
@@ -48,17 +50,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROMPT']._serialized_start=510
   _globals['_PROMPT']._serialized_end=576
   _globals['_GENERATEREQUEST']._serialized_start=579
-  _globals['_GENERATEREQUEST']._serialized_end=821
-  _globals['_COMPLETION']._serialized_start=824
-  _globals['_COMPLETION']._serialized_end=977
-  _globals['_USAGE']._serialized_start=979
-  _globals['_USAGE']._serialized_end=1097
-  _globals['_GENERATERESPONSE']._serialized_start=1099
-  _globals['_GENERATERESPONSE']._serialized_end=1206
-  _globals['_SCOREREQUEST']._serialized_start=1208
-  _globals['_SCOREREQUEST']._serialized_end=1301
-  _globals['_SCORERESPONSE']._serialized_start=1303
-  _globals['_SCORERESPONSE']._serialized_end=1391
-  _globals['_MODELSERVICE']._serialized_start=1580
-  _globals['_MODELSERVICE']._serialized_end=1918
+  _globals['_GENERATEREQUEST']._serialized_end=916
+  _globals['_COMPLETION']._serialized_start=919
+  _globals['_COMPLETION']._serialized_end=1072
+  _globals['_USAGE']._serialized_start=1074
+  _globals['_USAGE']._serialized_end=1192
+  _globals['_GENERATERESPONSE']._serialized_start=1195
+  _globals['_GENERATERESPONSE']._serialized_end=1353
+  _globals['_SCOREREQUEST']._serialized_start=1356
+  _globals['_SCOREREQUEST']._serialized_end=1516
+  _globals['_SCORERESPONSE']._serialized_start=1519
+  _globals['_SCORERESPONSE']._serialized_end=1658
+  _globals['_MODELSERVICE']._serialized_start=1996
+  _globals['_MODELSERVICE']._serialized_end=2334
 # @@protoc_insertion_point(module_scope)

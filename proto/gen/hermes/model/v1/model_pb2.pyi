@@ -19,6 +19,38 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Determinism:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DeterminismEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Determinism.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DETERMINISM_UNSPECIFIED: _Determinism.ValueType  # 0
+    """Not set: bitwise."""
+    DETERMINISM_BEST_EFFORT: _Determinism.ValueType  # 1
+    """D0: nothing."""
+    DETERMINISM_SEEDED: _Determinism.ValueType  # 2
+    """D1: random numbers come from the seed; logits may differ in their last bits with the load."""
+    DETERMINISM_BITWISE: _Determinism.ValueType  # 3
+    """D2: every bit of the answer, its usage included, is the same, alone and under any load."""
+    DETERMINISM_REPLAYED: _Determinism.ValueType  # 4
+    """D3: replayed from recorded tokens; no model was asked."""
+
+class Determinism(_Determinism, metaclass=_DeterminismEnumTypeWrapper):
+    """Determinism is what is promised of an answer, on the same hardware and software."""
+
+DETERMINISM_UNSPECIFIED: Determinism.ValueType  # 0
+"""Not set: bitwise."""
+DETERMINISM_BEST_EFFORT: Determinism.ValueType  # 1
+"""D0: nothing."""
+DETERMINISM_SEEDED: Determinism.ValueType  # 2
+"""D1: random numbers come from the seed; logits may differ in their last bits with the load."""
+DETERMINISM_BITWISE: Determinism.ValueType  # 3
+"""D2: every bit of the answer, its usage included, is the same, alone and under any load."""
+DETERMINISM_REPLAYED: Determinism.ValueType  # 4
+"""D3: replayed from recorded tokens; no model was asked."""
+Global___Determinism: _TypeAlias = Determinism  # noqa: Y015
+
 class _Search:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -287,6 +319,9 @@ class GenerateRequest(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
+    DETERMINISM_FIELD_NUMBER: _builtins.int
+    REPETITION_PENALTY_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     n: _builtins.int
     """Completions for each start; 1 when unset."""
     max_tokens: _builtins.int
@@ -303,6 +338,14 @@ class GenerateRequest(_message.Message):
     """Seed of sampling."""
     trace: _builtins.str
     """Trace that the request belongs to, for the count of re-read tokens; may be empty."""
+    determinism: Global___Determinism.ValueType
+    """What must be promised of the answer; bitwise when unset."""
+    repetition_penalty: _builtins.float
+    """Above 1, tokens of the prompt and of the completion are less likely to be chosen again; 1 (none)
+    when unset. Not for beam search.
+    """
+    tenant: _builtins.str
+    """Whose request it is: nothing computed for one tenant is used for another; may be empty."""
     @_builtins.property
     def prompt(self) -> Global___Prompt:
         """What the model reads."""
@@ -329,10 +372,13 @@ class GenerateRequest(_message.Message):
         seed: _builtins.int = ...,
         stop: _abc.Iterable[_builtins.str] | None = ...,
         trace: _builtins.str = ...,
+        determinism: Global___Determinism.ValueType = ...,
+        repetition_penalty: _builtins.float = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_tokens", b"max_tokens", "n", b"n", "prefixes", b"prefixes", "prompt", b"prompt", "search", b"search", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["determinism", b"determinism", "max_tokens", b"max_tokens", "n", b"n", "prefixes", b"prefixes", "prompt", b"prompt", "repetition_penalty", b"repetition_penalty", "search", b"search", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "tenant", b"tenant", "top_k", b"top_k", "top_p", b"top_p", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -393,7 +439,9 @@ class Usage(_message.Message):
     prompt_tokens_new: _builtins.int
     """Tokens of prompt, forced starts and scored continuations that were computed."""
     prompt_tokens_cached: _builtins.int
-    """Prompt tokens taken from a cache kept from an earlier request."""
+    """Of the prompt tokens, those taken from a cache kept from an earlier request; they are counted
+    here and not in the other two. 0 in a bitwise answer, which does not say what was asked before.
+    """
     prompt_tokens_reread: _builtins.int
     """Of the tokens computed, those that an earlier prompt of the trace began with as well; they
     are counted here and not in prompt_tokens_new.
@@ -424,6 +472,9 @@ class GenerateResponse(_message.Message):
 
     COMPLETIONS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    DETERMINISM_FIELD_NUMBER: _builtins.int
+    determinism: Global___Determinism.ValueType
+    """What is promised of it."""
     @_builtins.property
     def completions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Completion]:
         """For each forced start in order, its n completions."""
@@ -437,10 +488,11 @@ class GenerateResponse(_message.Message):
         *,
         completions: _abc.Iterable[Global___Completion] | None = ...,
         usage: Global___Usage | None = ...,
+        determinism: Global___Determinism.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completions", b"completions", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completions", b"completions", "determinism", b"determinism", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -455,7 +507,13 @@ class ScoreRequest(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     CONTINUATIONS_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
+    DETERMINISM_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     trace: _builtins.str
+    """As in GenerateRequest."""
+    determinism: Global___Determinism.ValueType
+    """As in GenerateRequest."""
+    tenant: _builtins.str
     """As in GenerateRequest."""
     @_builtins.property
     def prompt(self) -> Global___Prompt:
@@ -471,10 +529,12 @@ class ScoreRequest(_message.Message):
         prompt: Global___Prompt | None = ...,
         continuations: _abc.Iterable[_builtins.str] | None = ...,
         trace: _builtins.str = ...,
+        determinism: Global___Determinism.ValueType = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["continuations", b"continuations", "prompt", b"prompt", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["continuations", b"continuations", "determinism", b"determinism", "prompt", b"prompt", "tenant", b"tenant", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -489,6 +549,9 @@ class ScoreResponse(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    DETERMINISM_FIELD_NUMBER: _builtins.int
+    determinism: Global___Determinism.ValueType
+    """What is promised of it."""
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """For each continuation in order, the natural logarithm of its probability."""
@@ -507,10 +570,11 @@ class ScoreResponse(_message.Message):
         logprobs: _abc.Iterable[_builtins.float] | None = ...,
         tokens: _abc.Iterable[_builtins.int] | None = ...,
         usage: Global___Usage | None = ...,
+        determinism: Global___Determinism.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "tokens", b"tokens", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["determinism", b"determinism", "logprobs", b"logprobs", "tokens", b"tokens", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
