@@ -142,8 +142,9 @@ class ModelPart(_Part):
     """Where the model's files are. Default: the bundled repair model."""
     backend: ModelBackend = ModelBackend.TRANSFORMERS
     """What runs the model: "transformers" (default), or "scripted" for answers from a file."""
-    quantization: Literal["none"] = "none"
-    """Quantization of the weights. Default: none."""
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    """Quantization of the weights by bitsandbytes: "int8", or "nf4" (4 bits, double quantization). A host
+    that cannot do it refuses, and says what it can. Default: none."""
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
     """Device that the model is bound to. Default "auto": the first accelerator, else the CPU."""
     dialect: Literal["auto", "line_repair", "chat"] = "auto"

@@ -129,6 +129,8 @@ def _model(spec: Spec) -> list[str]:
     command = ["model", "serve", "--socket", f"{SOCKETS}/{MODEL}", "--backend", part.backend.value]
     command += ["--path", model_path(part.source), "--device", part.device]
     command += ["--context-tokens", str(part.context_tokens), "--slots", str(part.slots)]
+    if part.quantization != "none":
+        command += ["--quantization", part.quantization]
     return [*command, *_seal(spec), "--ready-file", _ready_file(MODEL)]
 
 

@@ -1,4 +1,4 @@
-"""`hermes model`: serve, verify, list, remove, describe in a manifest, pull, make."""
+"""`hermes model`: serve, verify, list, remove, probe, describe in a manifest, pull, make."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def add(commands: Commands) -> None:
     serve.add_argument("--socket", type=Path, required=True, help="where to serve")
     serve.add_argument("--backend", default="transformers", choices=["transformers", "scripted"])
     serve.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps", "xpu"])
+    serve.add_argument("--quantization", default="none", choices=["none", "int8", "nf4"])
     serve.add_argument("--context-tokens", type=int, default=1024, help="longest prompt plus completion")
     serve.add_argument("--slots", type=int, default=64, help="most completions decoded at once")
     serve.add_argument("--threads", type=int, default=0, help="CPU threads; 0 lets torch choose")
@@ -61,6 +62,16 @@ def add(commands: Commands) -> None:
         example="hermes model rm Qwen/Qwen2.5-Coder-0.5B-Instruct",
     )
     remove.add_argument("name", help="owner/name; with @ and the commit's first digits where there are more")
+    probe = verb(
+        verbs,
+        "probe",
+        "Try every type and quantization on this host, each in a process of its own; remembered.",
+        _probe,
+        example="hermes model probe",
+    )
+    probe.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps", "xpu"])
+    probe.add_argument("--again", action="store_true", help="try again what is remembered")
+    probe.add_argument("--json", action="store_true", help="the answers as JSON")
     manifest = verb(
         verbs,
         "manifest",
@@ -112,6 +123,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         backend=backend,
         path=Path(arguments.path) if backend is Backend.SCRIPTED else resolve(arguments.path),
         device=arguments.device,
+        quantization=arguments.quantization,
         context_tokens=arguments.context_tokens,
         slots=arguments.slots,
         threads=arguments.threads,
@@ -184,6 +196,37 @@ def _remove(arguments: argparse.Namespace) -> int:
 
     gone = remove(_models(), arguments.name)
     print(f"removed {gone.name}@{gone.commit}: {gone.size_bytes / 2**20:.1f} MiB")
+    return 0
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    from hermes_runtime.cli.parser import columns
+    from hermes_runtime.models import Backend, ModelSpec
+    from hermes_runtime.models.environment import device_of
+    from hermes_runtime.models.instances import accelerators
+    from hermes_runtime.models.platform import MATRIX, Choice
+    from hermes_runtime.models.probe import Probe, probes_folder
+
+    spec = ModelSpec(backend=Backend.TRANSFORMERS, path=Path(), device=arguments.device)
+    probe = Probe(
+        device_of(spec, accelerators()),
+        folder=probes_folder(os.environ, Path.home()).absolute(),
+        environment=os.environ,
+    )
+    found = probe.answers(list(Choice), again=arguments.again)
+    if arguments.json:
+        print(found.model_dump_json(indent=1))
+        return 0
+    rows = [["CHOICE", "THE TABLE SAYS", "TRIED HERE", "SECONDS", "BYTES", ""]]
+    for choice in Choice:
+        entry, tried = MATRIX[found.platform][choice], found.of(choice)
+        assert tried is not None, "all were asked for"
+        says = f"{entry.standing}; {entry.note}" if entry.note else str(entry.standing)
+        detail = "" if tried.result == "ok" else tried.detail
+        size = str(tried.weight_bytes) if tried.weight_bytes else "-"
+        rows.append([choice, says, tried.result, f"{tried.seconds:.1f}", size, detail])
+    print(f"{found.device}: {found.platform}")
+    print(columns(rows))
     return 0
 
 

@@ -20,6 +20,7 @@ SOFTWARE = (
     "torch",
     "transformers",
     "tokenizers",
+    "bitsandbytes",
     "grpcio",
     "protobuf",
     "apsw",

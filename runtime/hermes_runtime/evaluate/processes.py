@@ -73,6 +73,7 @@ async def start_model(tree: ProcessTree, at: Sockets, spec: ModelSpec) -> model_
         *("model", "serve", "--socket", at.of("model"), "--end-with-parent"),
         *("--backend", spec.backend.value, "--path", spec.path, "--device", spec.device),
         *("--context-tokens", str(spec.context_tokens), "--slots", str(spec.slots)),
+        *("--quantization", spec.quantization),
     )
     await tree.start(Program(name="model", argv=argv, ready=ready, ready_seconds=600.0))
     return found[0]

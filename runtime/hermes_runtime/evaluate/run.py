@@ -26,6 +26,7 @@ from hermes_runtime.supervise.seal import Seal, evidence, seal
 if TYPE_CHECKING:
     from hermes.model.v1 import model_pb2
     from hermes_runtime.evaluate.prepare import Prepared
+    from hermes_runtime.models import Backend
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +85,24 @@ def _prepare_apart(request: Request, folder: RunFolder) -> None:
             cache=request.cache or cache_folder(os.environ, Path.home()),
             say=say_prepared,
         )
+        _check_quantization(request.document)
 
     apart(work)
+
+
+def _check_quantization(document: HermesRun) -> None:
+    """Refuse before anything runs what this host cannot do; remembered for the load."""
+    from hermes_runtime.models import ModelSpec, probe
+    from hermes_runtime.models.environment import device_of
+    from hermes_runtime.models.instances import accelerators
+
+    part = document.spec.model
+    if part.quantization != "none":
+        say_prepared(f"model: trying {part.quantization} on this host, once")
+        spec = ModelSpec(
+            backend=_backend(part.backend), path=Path(), device=part.device, quantization=part.quantization
+        )
+        probe.check(spec, device_of(spec, accelerators()), os.environ)
 
 
 def say_prepared(text: str) -> None:
@@ -236,14 +253,20 @@ def _is_unchanged(model: Path, tree_sha256: str) -> bool | None:
 
 
 def _model_spec(document: HermesRun, prepared: Prepared) -> Any:
-    from hermes_runtime.models import Backend, ModelSpec
+    from hermes_runtime.models import ModelSpec
 
     part = document.spec.model
     return ModelSpec(
-        backend=Backend.SCRIPTED if part.backend is ModelBackend.SCRIPTED else Backend.TRANSFORMERS,
+        backend=_backend(part.backend),
         path=prepared.model_path,
         device=part.device,
         quantization=part.quantization,
         context_tokens=part.context_tokens,
         slots=part.slots,
     )
+
+
+def _backend(named: ModelBackend) -> Backend:
+    from hermes_runtime.models import Backend
+
+    return Backend.SCRIPTED if named is ModelBackend.SCRIPTED else Backend.TRANSFORMERS

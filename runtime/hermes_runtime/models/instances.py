@@ -29,7 +29,7 @@ from typing import Self
 
 from hermes.model.v1 import model_pb2 as pb
 from hermes_runtime import errors
-from hermes_runtime.models import ModelSpec
+from hermes_runtime.models import ModelSpec, probe
 from hermes_runtime.models.counted import Rereads
 from hermes_runtime.models.environment import child_environment, device_of, torch_device
 from hermes_runtime.models.frames import Decoder, Frame, Kind, answer_of, encode, error_of
@@ -165,6 +165,8 @@ class PortableMultiInstanceManager:
 
         Raises what the load raises: NotFound, Damaged, Unsupported; BadInput for specs that clash.
         """
+        for spec, device in zip(specs, devices_of(specs, accelerators()), strict=True):
+            probe.check(spec, device, os.environ if self._base is None else self._base)
         with self._lock:
             if self._thread is not None or self._ending:
                 raise errors.BadInput("this manager was initialized before: make a new one")
