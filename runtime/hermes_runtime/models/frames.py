@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
 from hermes_runtime import errors
+from hermes_runtime.models.stepping import Accepted, Token
 
 _HEADER = struct.Struct("!IBQ")
 _COUNT = struct.Struct("!I")
+_TOKEN = struct.Struct("!IId")
+_MEMORY = struct.Struct("!Q")
 PAYLOAD_BYTES_MAX = 64 * 1024 * 1024
 
 
@@ -30,16 +33,20 @@ class Kind(IntEnum):
     """Stop working at the request with this number."""
     STOP = 6
     """End, now."""
+    RESUME = 7
+    """As GENERATE, after what was accepted of the request's completions."""
     LOADED = 16
     """A DescribeResponse: the model is loaded and has decoded a token."""
     FAILED = 17
     """The model cannot be loaded; payload as REFUSED."""
     BEAT = 18
-    """A step was done."""
+    """A step was done. Payload: bytes of memory that the process takes, or nothing."""
     ANSWER = 19
     """Token numbers of the prompt, then the response."""
     REFUSED = 20
     """Class of an error of ours, a zero byte, its message."""
+    TOKENS = 21
+    """Tokens that a step decoded of a request's completions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +99,51 @@ def answer_of(payload: bytes) -> tuple[array[int], bytes]:
     end = _COUNT.size + count * prompt.itemsize
     prompt.frombytes(payload[_COUNT.size : end])
     return prompt, payload[end:]
+
+
+def tokens_payload(tokens: Iterable[Token]) -> bytes:
+    """Payload of TOKENS."""
+    return b"".join(_TOKEN.pack(each.completion, each.token, each.logprob) for each in tokens)
+
+
+def tokens_of(number: int, payload: bytes) -> list[Token]:
+    """The tokens in a TOKENS of request `number`, in the order in which they were decoded."""
+    return [
+        Token(number=number, completion=completion, token=token, logprob=logprob)
+        for completion, token, logprob in _TOKEN.iter_unpack(payload)
+    ]
+
+
+def resume_payload(accepted: Mapping[int, Accepted], request: bytes) -> bytes:
+    """Payload of RESUME."""
+    parts = [_COUNT.pack(len(accepted))]
+    for completion, each in accepted.items():
+        parts += [_TOKEN.pack(completion, len(each.tokens), each.logprob), array("I", each.tokens).tobytes()]
+    return b"".join([*parts, request])
+
+
+def resume_of(payload: bytes) -> tuple[dict[int, Accepted], bytes]:
+    """What was accepted, and the request's bytes, of a RESUME."""
+    (count,), at = _COUNT.unpack_from(payload), _COUNT.size
+    accepted: dict[int, Accepted] = {}
+    for _ in range(count):
+        completion, length, logprob = _TOKEN.unpack_from(payload, at)
+        at += _TOKEN.size
+        tokens = array("I")
+        tokens.frombytes(payload[at : at + length * tokens.itemsize])
+        at += length * tokens.itemsize
+        accepted[completion] = Accepted(tokens=tuple(tokens), logprob=logprob)
+    return accepted, payload[at:]
+
+
+def memory_payload(memory_bytes: int) -> bytes:
+    """Payload of BEAT."""
+    return _MEMORY.pack(memory_bytes)
+
+
+def memory_of(payload: bytes) -> int:
+    """Bytes of memory in a BEAT; 0 if it does not tell."""
+    return int(_MEMORY.unpack(payload)[0]) if payload else 0
 
 
 def error_payload(error: errors.HermesError) -> bytes:

@@ -29,18 +29,38 @@ from typing import Self
 
 from hermes.model.v1 import model_pb2 as pb
 from hermes_runtime import errors
-from hermes_runtime.models import ModelSpec, probe
+from hermes_runtime.models import Backend, ModelSpec, probe
+from hermes_runtime.models.affinity import blocks
 from hermes_runtime.models.counted import Rereads
 from hermes_runtime.models.environment import child_environment, device_of, torch_device
-from hermes_runtime.models.frames import Decoder, Frame, Kind, answer_of, encode, error_of
-from hermes_runtime.models.roster import Budgets, Cancel, Instruction, Job, Kill, Refuse, Roster, Send, Spawn
+from hermes_runtime.models.frames import (
+    Decoder,
+    Frame,
+    Kind,
+    answer_of,
+    encode,
+    error_of,
+    memory_of,
+    resume_payload,
+    tokens_of,
+)
+from hermes_runtime.models.roster import (
+    Budgets,
+    Cancel,
+    Instruction,
+    Job,
+    Kill,
+    Refuse,
+    Retire,
+    Roster,
+    Send,
+    Spawn,
+)
+from hermes_runtime.models.stepping import Accepted, Request, Response, Token
 from hermes_runtime.models.worker import spec_json
 
 _READ_BYTES = 256 * 1024
 _STOP_SECONDS = 5.0
-
-Request = pb.GenerateRequest | pb.ScoreRequest | pb.CountTokensRequest
-Response = pb.GenerateResponse | pb.ScoreResponse | pb.CountTokensResponse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +68,7 @@ class Event:
     """Something that happened to a worker, for logs and for tests."""
 
     what: str
-    """"started", "loaded", "failed", "sent", "beat", "answered", "killed" or "died"."""
+    """"started", "loaded", "failed", "sent", "beat", "decoded", "answered", "killed", "retired" or "died"."""
     worker: int
     process: int
     number: int = 0
@@ -79,6 +99,28 @@ class Ticket:
     def cancel(self) -> None:
         """Stop waiting, and stop the work where it has begun."""
         self._manager.cancel(self)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Asked:
+    """A request that is not answered yet, and what was decoded of it: so much is lost by no death."""
+
+    kind: Kind
+    trace: str
+    future: Future[Response]
+    told: Callable[[Token], None]
+    accepted: dict[int, list[Token]] = field(default_factory=dict)
+    """By completion."""
+
+    def frame(self, job: Job) -> Frame:
+        """What a worker is sent, which goes on where an earlier one ended."""
+        if not self.accepted:
+            return Frame(kind=job.kind, number=job.number, payload=job.payload)
+        accepted = {
+            completion: Accepted(tokens=tuple(each.token for each in tokens), logprob=tokens[-1].logprob)
+            for completion, tokens in self.accepted.items()
+        }
+        return Frame(kind=Kind.RESUME, number=job.number, payload=resume_payload(accepted, job.payload))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -140,7 +182,7 @@ class PortableMultiInstanceManager:
         self._changed = threading.Condition(self._lock)
         self._selector = selectors.DefaultSelector()
         self._commands: deque[Callable[[float], list[Instruction]]] = deque()
-        self._futures: dict[int, tuple[Kind, str, Future[Response]]] = {}
+        self._asked: dict[int, _Asked] = {}
         self._processes: dict[int, _Process] = {}
         self._rereads = Rereads()
         self._number = 0
@@ -175,7 +217,7 @@ class PortableMultiInstanceManager:
                 replace(spec, path=spec.path.absolute(), device=torch_device(device))
                 for spec, device in zip(specs, self._devices, strict=True)
             ]
-            self._roster = Roster(workers=len(specs), budgets=self._budgets)
+            self._roster = Roster(workers=len(specs), budgets=self._budgets, jobs=jobs_of(specs[0]))
             self._home = tempfile.mkdtemp(prefix="hermes-model-home-")
             self._wake_out, self._wake_in = socket.socketpair()
             self._wake_out.setblocking(False)
@@ -223,8 +265,12 @@ class PortableMultiInstanceManager:
         assert isinstance(response, pb.CountTokensResponse)
         return response
 
-    def submit(self, request: Request) -> Ticket:
-        """Queue a request. Raises Exhausted (too many wait), PeerLost (not up, or shutting down)."""
+    def submit(self, request: Request, told: Callable[[Token], None] = lambda token: None) -> Ticket:
+        """Queue a request. Raises Exhausted (too many wait), PeerLost (not up, or shutting down).
+
+        `told` is given each token of each completion once, in order, whatever dies meanwhile; it is called
+        in the supervisor's thread and must be quick. Beams, and models that answer at once, tell none.
+        """
         kind = _kind(request)
         trace = "" if isinstance(request, pb.CountTokensRequest) else request.trace
         future: Future[Response] = Future()
@@ -233,12 +279,14 @@ class PortableMultiInstanceManager:
                 state = "shutting down" if self._ending else "not initialized"
                 raise errors.PeerLost(f"the model is {state}")
             self._number += 1
-            job = Job(number=self._number, kind=kind, payload=request.SerializeToString())
-            self._futures[job.number] = (kind, trace, future)
+            job = Job(
+                number=self._number, kind=kind, payload=request.SerializeToString(), prefix=_blocks(request)
+            )
+            self._asked[job.number] = _Asked(kind=kind, trace=trace, future=future, told=told)
             try:
                 instructions = self._roster.submit(job, time.monotonic())
             except errors.HermesError:
-                del self._futures[job.number]
+                del self._asked[job.number]
                 raise
             self._later(lambda now: instructions)
         return Ticket(self, job.number, future)
@@ -246,13 +294,13 @@ class PortableMultiInstanceManager:
     def cancel(self, ticket: Ticket) -> None:
         """As the ticket's."""
         with self._lock:
-            known = self._futures.pop(ticket.number, None)
+            known = self._asked.pop(ticket.number, None)
             if known is None:
                 return
             roster = self._roster
             assert roster is not None
             self._later(lambda now: roster.cancel(ticket.number, now))
-        known[2].cancel()
+        known.future.cancel()
 
     def shutdown(self, drain: bool = True) -> None:
         """Take no more requests; let those taken end (`drain`) or refuse them; end the workers."""
@@ -268,9 +316,9 @@ class PortableMultiInstanceManager:
         thread.join()
         with self._lock:
             self._thread = None
-            for _, _, future in self._futures.values():
-                _fail(future, error)
-            self._futures.clear()
+            for asked in self._asked.values():
+                _fail(asked.future, error)
+            self._asked.clear()
 
     # In the supervisor's thread, but for `_later`.
 
@@ -345,6 +393,11 @@ class PortableMultiInstanceManager:
                 self._carry_out(roster.load_failed(index, error, now))
             case Kind.BEAT:
                 self._tell("beat", index, frame.number)
+                self._carry_out(roster.beat(index, now, memory_of(frame.payload)))
+            case Kind.TOKENS:
+                if self._accept(frame):
+                    roster.decoded(index, frame.number)
+                self._tell("decoded", index, frame.number)
                 self._carry_out(roster.beat(index, now))
             case Kind.ANSWER | Kind.REFUSED:
                 self._settle(frame)
@@ -353,20 +406,29 @@ class PortableMultiInstanceManager:
             case _:
                 raise errors.Malformed(f"a worker does not send frames of kind {frame.kind.name}")
 
+    def _accept(self, frame: Frame) -> bool:
+        """Keep and tell tokens that were decoded. False: nobody waits for them."""
+        known = self._asked.get(frame.number)
+        if known is None:
+            return False
+        for token in tokens_of(frame.number, frame.payload):
+            known.accepted.setdefault(token.completion, []).append(token)
+            known.told(token)
+        return True
+
     def _settle(self, frame: Frame) -> None:
-        known = self._futures.pop(frame.number, None)
+        known = self._asked.pop(frame.number, None)
         if known is None:
             return  # cancelled meanwhile
-        kind, trace, future = known
         if frame.kind is Kind.REFUSED:
-            _fail(future, error_of(frame.payload))
+            _fail(known.future, error_of(frame.payload))
             return
         prompt, message = answer_of(frame.payload)
-        response = _response(kind, message)
+        response = _response(known.kind, message)
         if not isinstance(response, pb.CountTokensResponse):
-            self._rereads.settle(trace, prompt, response.usage)
-        if future.set_running_or_notify_cancel():
-            future.set_result(response)
+            self._rereads.settle(known.trace, prompt, response.usage)
+        if known.future.set_running_or_notify_cancel():
+            known.future.set_result(response)
 
     def _carry_out(self, instructions: Sequence[Instruction]) -> None:
         for instruction in instructions:
@@ -375,24 +437,33 @@ class PortableMultiInstanceManager:
                     self._spawn(index)
                 case Send(worker=index, job=job):
                     self._tell("sent", index, job.number)
-                    self._write(index, Frame(kind=job.kind, number=job.number, payload=job.payload))
+                    known = self._asked.get(job.number)
+                    if known is not None:
+                        self._write(index, known.frame(job))
+                    else:  # cancelled before it was sent, which the roster is told next
+                        self._write(index, Frame(kind=job.kind, number=job.number, payload=job.payload))
                 case Cancel(worker=index, number=number):
                     self._write(index, Frame(kind=Kind.CANCEL, number=number))
                 case Kill(worker=index, why=why):
                     self._tell("killed", index, detail=why)
                     if index in self._processes:
                         self._processes[index].popen.kill()
+                case Retire(worker=index):
+                    self._tell("retired", index)
+                    self._write(index, Frame(kind=Kind.STOP))
                 case Refuse(number=number, error=error):
-                    known = self._futures.pop(number, None)
+                    known = self._asked.pop(number, None)
                     if known is not None:
-                        _fail(known[2], error)
+                        _fail(known.future, error)
 
     def _spawn(self, index: int) -> None:
-        spec = self._specs[index]
+        assert self._roster is not None
+        place = self._roster.place(index)
+        spec = self._specs[place]
         ours, theirs = socket.socketpair()
         environment = child_environment(
             os.environ if self._base is None else self._base,
-            device=self._devices[index],
+            device=self._devices[place],
             threads=spec.threads,
             home=self._home,
             search_path=sys.path,
@@ -492,6 +563,18 @@ class PortableMultiInstanceManager:
         process = self._processes.get(index)
         pid = process.popen.pid if process else 0
         self._observe(Event(what=what, worker=index, process=pid, number=number, detail=detail))
+
+
+def jobs_of(spec: ModelSpec) -> int:
+    """Requests that a worker is given at once: as many as it can decode, and as many whose turn is next."""
+    return 1 if spec.backend is Backend.SCRIPTED else 2 * spec.slots
+
+
+def _blocks(request: Request) -> tuple[bytes, ...]:
+    if isinstance(request, pb.CountTokensRequest):
+        return ()
+    turns = [f"{message.role}\0{message.content}" for message in request.prompt.messages]
+    return blocks(request.tenant, "\0".join(turns) or request.prompt.text)
 
 
 def _kind(request: Request) -> Kind:

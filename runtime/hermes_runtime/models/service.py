@@ -17,8 +17,9 @@ from hermes.model.v1 import model_pb2 as pb
 from hermes.model.v1 import model_pb2_grpc as rpc_pb
 from hermes_runtime import errors
 from hermes_runtime.models import ModelSpec
-from hermes_runtime.models.instances import Event, PortableMultiInstanceManager, Request, Response
+from hermes_runtime.models.instances import Event, PortableMultiInstanceManager
 from hermes_runtime.models.roster import Budgets
+from hermes_runtime.models.stepping import Request, Response
 from hermes_runtime.supervise import rpc
 from hermes_runtime.supervise.ready import ReadyFile
 from hermes_runtime.supervise.seal import Seal

@@ -10,7 +10,7 @@ from array import array
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from hermes.model.v1 import model_pb2 as pb
 from hermes_runtime.models.counted import CountedModel
@@ -58,12 +58,18 @@ class Stepped:
     done: tuple[Done, ...] = ()
 
 
+@runtime_checkable
 class SteppingModel(Protocol):
     """Not thread-safe."""
 
     @property
     def is_idle(self) -> bool:
         """Whether a step would do nothing."""
+        ...
+
+    @property
+    def current(self) -> int:
+        """The request that is computed alone, within a step, and ended by an exception from `beat`; or 0."""
         ...
 
     def load(self) -> pb.DescribeResponse:
@@ -89,13 +95,17 @@ class OneAtATime:
     def __init__(self, model: CountedModel) -> None:
         self._model = model
         self._waiting: deque[tuple[int, Request]] = deque()
-        self.current = 0
-        """Number of the request that is worked at."""
+        self._current = 0
 
     @property
     def is_idle(self) -> bool:
         """As the protocol's."""
         return not self._waiting
+
+    @property
+    def current(self) -> int:
+        """As the protocol's."""
+        return self._current
 
     def load(self) -> pb.DescribeResponse:
         """As the protocol's."""
@@ -114,11 +124,13 @@ class OneAtATime:
         if not self._waiting:
             return Stepped()
         number, request = self._waiting.popleft()
-        self.current = number
+        self._current = number
         try:
             return Stepped(done=(self._answered(number, request),))
         except Exception as error:  # the model lives on: what failed is the request
             return Stepped(done=(Done(number=number, error=error),))
+        finally:
+            self._current = 0
 
     def _answered(self, number: int, request: Request) -> Done:
         match request:

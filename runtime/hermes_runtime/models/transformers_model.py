@@ -166,6 +166,11 @@ class TransformersModel(CountedModel):
         """Whether a step would do nothing."""
         return not self._answers and not self._counted
 
+    @property
+    def current(self) -> int:
+        """The request that is computed alone, within a step; 0: none."""
+        return self._engine.current if self._described else 0
+
     def take(self, number: int, request: Request, accepted: Mapping[int, Accepted]) -> None:
         """Begin a request, or go on with one. Raises what the port's calls raise of a request."""
         match request:

@@ -1,8 +1,9 @@
 """One process that holds one model: `python -m hermes_runtime.models.worker`, started by the supervisor.
 
-The main thread loads and computes; a second one reads frames, so that a request can be cancelled while
-it is computed. A frame is sent for each step, at most one in BEAT_SECONDS. The process ends with its
-supervisor: at the end of its socket, and on Linux by the parent's death signal.
+The main thread loads, and moves the model on step by step while it has work, taking in between what a
+second one has read: requests, and which are cancelled. Decoded tokens are sent as they come; a sign of
+life for each pass, at most one in BEAT_SECONDS. The process ends with its supervisor: at the end of its
+socket, and on Linux by the parent's death signal.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import sys
 import threading
 import time
 import traceback
-from array import array
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +29,18 @@ from hermes_runtime import errors
 from hermes_runtime.models import Backend, ModelSpec
 from hermes_runtime.models.counted import CountedModel
 from hermes_runtime.models.environment import SOCKET_AUDIT
-from hermes_runtime.models.frames import Decoder, Frame, Kind, answer_payload, encode, error_payload
+from hermes_runtime.models.frames import (
+    Decoder,
+    Frame,
+    Kind,
+    answer_payload,
+    encode,
+    error_payload,
+    memory_payload,
+    resume_of,
+    tokens_payload,
+)
+from hermes_runtime.models.stepping import Accepted, OneAtATime, Request, SteppingModel, Token
 from hermes_runtime.supervise.parent import die_with_parent
 
 BEAT_SECONDS = 0.05
@@ -51,6 +62,7 @@ def spec_json(spec: ModelSpec) -> bytes:
             "quantization": spec.quantization,
             "context_tokens": spec.context_tokens,
             "slots": spec.slots,
+            "prefix_cache_bytes": spec.prefix_cache_bytes,
             "threads": spec.threads,
         }
     ).encode()
@@ -75,6 +87,11 @@ def model_of(spec: ModelSpec, beat: Callable[[], None]) -> CountedModel:
             return TransformersModel(spec, beat)
 
 
+def stepping(model: CountedModel) -> SteppingModel:
+    """The same model, moved on step by step."""
+    return model if isinstance(model, SteppingModel) else OneAtATime(model)
+
+
 class Worker:
     """Frames from `connection` in, answers out, until its end."""
 
@@ -82,7 +99,7 @@ class Worker:
         self._connection = connection
         self._inbox: queue.SimpleQueue[Frame] = queue.SimpleQueue()
         self._cancelled: set[int] = set()
-        self._current = 0
+        self._working: dict[int, None] = {}
         self._last_beat = 0.0
 
     def run(self) -> None:
@@ -91,42 +108,81 @@ class Worker:
         first = self._inbox.get()
         assert first.kind is Kind.LOAD, "the first frame carries the spec"
         try:
-            model = model_of(spec_of(first.payload), self._step)
-            described = model.load()
+            self._model = stepping(model_of(spec_of(first.payload), self._pass))
+            described = self._model.load()
         except errors.HermesError as error:
             self._send(Frame(kind=Kind.FAILED, payload=error_payload(error)))
             return
         self._send(Frame(kind=Kind.LOADED, payload=described.SerializeToString()))
         while True:
-            self._answer(model, self._inbox.get())
+            self._take_in()
+            self._move_on()
 
-    def _answer(self, model: CountedModel, frame: Frame) -> None:
-        self._current = frame.number
-        kind = Kind.ANSWER
-        try:
-            payload = _work(model, frame)
-        except Cancelled:
-            kind, payload = Kind.REFUSED, error_payload(errors.HermesError("cancelled by the caller"))
-        except errors.HermesError as error:
-            kind, payload = Kind.REFUSED, error_payload(error)
-        except Exception as error:  # the model lives on: what failed is the request
-            traceback.print_exc()
-            told = errors.HermesError(f"the model failed at this request: {type(error).__name__}: {error}")
-            kind, payload = Kind.REFUSED, error_payload(told)
-        self._cancelled.discard(frame.number)
-        self._send(Frame(kind=kind, number=frame.number, payload=payload))
+    def _take_in(self) -> None:
+        """Take all frames that are there; wait for one if there is nothing else to do."""
+        while not self._inbox.empty() or (self._model.is_idle and not self._cancelled):
+            frame = self._inbox.get()
+            if frame.kind is Kind.CANCEL:
+                continue  # it was only to wake this thread
+            self._working[frame.number] = None
+            try:
+                request, accepted = _request(frame)
+                self._model.take(frame.number, request, accepted)
+            except Exception as error:
+                self._refuse(frame.number, error)
+        for number in list(self._cancelled):
+            self._cancelled.discard(number)
+            if number in self._working:
+                self._model.cancel(number)
+                self._refuse(number, Cancelled())
 
-    def _step(self) -> None:
-        if self._current in self._cancelled:
+    def _move_on(self) -> None:
+        stepped = self._model.step()
+        by_request: dict[int, list[Token]] = {}
+        for token in stepped.tokens:
+            by_request.setdefault(token.number, []).append(token)
+        frames = [
+            Frame(kind=Kind.TOKENS, number=number, payload=tokens_payload(tokens))
+            for number, tokens in by_request.items()
+        ]
+        for done in stepped.done:
+            if done.error is not None or done.response is None:
+                self._refuse(done.number, done.error or errors.HermesError("no answer"))
+                continue
+            del self._working[done.number]
+            payload = answer_payload(done.prompt, done.response.SerializeToString())
+            frames.append(Frame(kind=Kind.ANSWER, number=done.number, payload=payload))
+        if frames:
+            self._send(*frames)
+
+    def _refuse(self, number: int, error: Exception) -> None:
+        match error:
+            case Cancelled():
+                told = errors.HermesError("cancelled by the caller")
+            case errors.HermesError():
+                told = error
+            case _:  # the model lives on: what failed is the request
+                traceback.print_exception(error)
+                told = errors.HermesError(
+                    f"the model failed at this request: {type(error).__name__}: {error}"
+                )
+        self._working.pop(number, None)
+        self._cancelled.discard(number)
+        self._send(Frame(kind=Kind.REFUSED, number=number, payload=error_payload(told)))
+
+    def _pass(self) -> None:
+        """Before every forward pass: a sign of life, and the way out of a request that is worked at alone."""
+        if self._cancelled and self._model.current in self._cancelled:
             raise Cancelled
         now = time.monotonic()
         if now - self._last_beat >= BEAT_SECONDS:
             self._last_beat = now
-            self._send(Frame(kind=Kind.BEAT, number=self._current))
+            number = next(iter(self._working), 0)
+            self._send(Frame(kind=Kind.BEAT, number=number, payload=memory_payload(_memory_bytes())))
 
-    def _send(self, frame: Frame) -> None:
+    def _send(self, *frames: Frame) -> None:
         try:
-            self._connection.sendall(encode(frame))
+            self._connection.sendall(b"".join(encode(frame) for frame in frames))
         except OSError:
             os._exit(0)  # the supervisor is gone
 
@@ -137,29 +193,37 @@ class Worker:
                 for frame in decoder.feed(received):
                     if frame.kind is Kind.STOP:
                         os._exit(0)
-                    elif frame.kind is Kind.CANCEL:
+                    if frame.kind is Kind.CANCEL:
                         self._cancelled.add(frame.number)
-                    else:
-                        self._inbox.put(frame)
+                    self._inbox.put(frame)
         os._exit(0)
 
 
-def _work(model: CountedModel, frame: Frame) -> bytes:
+def _request(frame: Frame) -> tuple[Request, dict[int, Accepted]]:
     try:
         match frame.kind:
             case Kind.GENERATE:
-                completed, prompt = model.complete(pb.GenerateRequest.FromString(frame.payload))
-                return answer_payload(prompt, completed.SerializeToString())
+                return pb.GenerateRequest.FromString(frame.payload), {}
+            case Kind.RESUME:
+                accepted, payload = resume_of(frame.payload)
+                return pb.GenerateRequest.FromString(payload), accepted
             case Kind.SCORE:
-                rated, prompt = model.rate(pb.ScoreRequest.FromString(frame.payload))
-                return answer_payload(prompt, rated.SerializeToString())
+                return pb.ScoreRequest.FromString(frame.payload), {}
             case Kind.COUNT:
-                counted = model.count_tokens(pb.CountTokensRequest.FromString(frame.payload))
-                return answer_payload(array("I"), counted.SerializeToString())
+                return pb.CountTokensRequest.FromString(frame.payload), {}
             case _:
                 raise errors.Malformed(f"a worker does not take frames of kind {frame.kind.name}")
     except DecodeError as error:
         raise errors.Malformed(f"the request cannot be parsed: {error}") from error
+
+
+def _memory_bytes() -> int:
+    """Memory of this process that is nobody else's too; 0 where the kernel does not tell."""
+    try:
+        resident, shared = Path("/proc/self/statm").read_text().split()[1:3]
+    except OSError:
+        return 0
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
 def count_socket_events(file: Path) -> None:

@@ -113,6 +113,8 @@ class Engine:
         self._results: list[Result] = []
         self.why_alone = self._prepared()
         """Why this model's requests cannot share a pass; empty: they can. Then tasks must be `alone`."""
+        self.current = 0
+        """The request that is computed alone now; 0: none."""
         self.steps = 0
         self.computed_tokens = 0
         """Of prompts, as passes."""
@@ -204,6 +206,7 @@ class Engine:
             request = self._requests[entry.number]
             try:
                 if request.task.alone is not None:
+                    self.current = entry.number
                     self._end(Result(number=entry.number, value=request.task.alone()))
                     return
                 if not entry.is_computed:
@@ -218,6 +221,8 @@ class Engine:
                     self._end(Result(number=entry.number, error=error))
                 elif not self._freed():
                     self._end(Result(number=entry.number, error=exhausted()))
+            finally:
+                self.current = 0
 
     def _compute_piece(self, number: int, request: _Request) -> int:
         prompt, tenant = request.task.prompt, request.task.tenant
