@@ -1,6 +1,7 @@
 """A whole run in real processes: what comes out, what is billed, what a crash costs."""
 
 import asyncio
+import importlib.util
 import json
 import os
 import random
@@ -272,6 +273,27 @@ def test_bad_input_is_refused_with_a_message_a_stranger_understands(case, shop):
     done = run(shop, document, "--out", shop / "out", *words, check=False)
     assert (done.returncode, message in done.stderr) == (code, True), done.stderr
     assert "Traceback" not in done.stderr
+
+
+HAS_BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None
+NF4 = ("--set", "spec.model.quantization=nf4")
+
+
+@pytest.mark.skipif(HAS_BITSANDBYTES, reason="the package is there")
+def test_a_quantization_that_this_host_cannot_do_is_refused_before_anything_is_prepared(shop):
+    done = run(shop, "bundled.yaml", "--out", shop / "out", *NF4, check=False)
+    assert done.returncode == 1
+    assert "nf4 cannot be had on this host" in done.stderr
+    assert "set spec.model.quantization to none" in done.stderr
+    assert not (shop / "out" / "prepared.json").exists()
+
+
+@pytest.mark.skipif(not HAS_BITSANDBYTES and not os.environ.get("CI"), reason="bitsandbytes is not installed")
+def test_a_run_may_ask_for_four_bits_and_its_manifest_says_what_was_loaded(shop):
+    run(shop, "bundled.yaml", "--out", shop / "out", *NF4)
+    model = json.loads((shop / "out" / "manifest.json").read_text())["model"]
+    assert model["quantization"] == "nf4"
+    assert model["weight_bytes"] < 0.8 * (tree.resolve("repair") / "model.safetensors").stat().st_size
 
 
 def test_a_missing_document_is_named(shop):

@@ -1,6 +1,11 @@
-"""The table of platforms: what it says, what a trial takes away, and what is named instead."""
+"""The table of platforms: what it says, what a trial takes away, and what is named instead.
+
+`python -m tests.unit.test_model_platform` writes the table of docs/models.md anew.
+"""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +21,40 @@ from hermes_runtime.models.platform import (
     problem,
     refusal,
 )
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+BEGIN, END = "<!-- platforms: begin -->", "<!-- platforms: end -->"
+
+
+def table() -> str:
+    """The table of docs/models.md."""
+    lines = [["Platform", *Choice], ["---"] * (len(Choice) + 1)]
+    for platform, row in MATRIX.items():
+        cells = [
+            ": ".join(
+                part
+                for part in (row[choice].standing, row[choice].note + _instead(row[choice].instead))
+                if part
+            )
+            for choice in Choice
+        ]
+        lines.append([platform, *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _instead(choice: Choice | None) -> str:
+    return f"; {choice} instead" if choice else ""
+
+
+def page() -> tuple[str, str, str]:
+    """What stands before the table, the table, what follows."""
+    before, rest = PAGE.read_text().split(BEGIN)
+    inside, after = rest.split(END)
+    return before + BEGIN, inside, END + after
+
+
+def test_the_table_of_the_page_is_that_of_the_code():
+    assert page()[1].strip() == table(), "stale: run python -m tests.unit.test_model_platform"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +133,7 @@ def tried(result: Result, detail: str = "") -> Tried:
         (Platform.CPU_X86, tried(Result.CRASHED, "SIGSEGV"), "crashed: SIGSEGV"),
         (Platform.CPU_X86, tried(Result.REFUSED, "no kernel"), "was refused: no kernel"),
         (Platform.CPU_X86, tried(Result.WRONG, "likeness 0.1"), "computed something else: likeness 0.1"),
-        (Platform.OTHER, tried(Result.OK), "needs AVX2"),
+        (Platform.OTHER, tried(Result.OK), "is not made for it"),
     ],
 )
 def test_a_trial_takes_away_from_the_table_and_never_adds(platform, trial, says):
@@ -114,3 +153,8 @@ def test_a_refusal_names_the_host_the_reason_and_the_remedy(instead, says):
     text = refusal(Choice.NF4, Platform.CPU_X86, "it crashed", instead)
     assert text.startswith("nf4 cannot be had on this host (CPU, x86-64 with AVX2): it crashed; ")
     assert says in text
+
+
+if __name__ == "__main__":
+    before, _, after = page()
+    PAGE.write_text(f"{before}\n{table()}\n{after}")

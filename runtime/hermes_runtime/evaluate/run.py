@@ -78,6 +78,7 @@ def _prepare_apart(request: Request, folder: RunFolder) -> None:
         from hermes_runtime.evaluate.prepare import prepare
         from hermes_runtime.models.cache import cache_folder
 
+        _check_quantization(request.document)
         prepare(
             request.document,
             folder,
@@ -85,7 +86,6 @@ def _prepare_apart(request: Request, folder: RunFolder) -> None:
             cache=request.cache or cache_folder(os.environ, Path.home()),
             say=say_prepared,
         )
-        _check_quantization(request.document)
 
     apart(work)
 
@@ -97,7 +97,7 @@ def _check_quantization(document: HermesRun) -> None:
     from hermes_runtime.models.instances import accelerators
 
     part = document.spec.model
-    if part.quantization != "none":
+    if part.quantization != "none" and part.backend is ModelBackend.TRANSFORMERS:
         say_prepared(f"model: trying {part.quantization} on this host, once")
         spec = ModelSpec(
             backend=_backend(part.backend), path=Path(), device=part.device, quantization=part.quantization

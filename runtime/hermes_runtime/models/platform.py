@@ -90,7 +90,6 @@ class Tried:
 
 
 _FIRST = Entry(standing=Standing.FIRST)
-_ALLOWED = Entry(standing=Standing.ALLOWED)
 
 
 def _refused(note: str, instead: Choice) -> Entry:
@@ -106,7 +105,7 @@ def _row(
 
 _SLOW_INT8 = {Choice.INT8: "saves memory; decodes at about half the speed"}
 _NO_BF16 = _refused("these GPUs have no unit for it", Choice.FLOAT16)
-_NEEDS_AVX2 = _refused("bitsandbytes needs AVX2 on x86-64", Choice.FLOAT32)
+_UNKNOWN = _refused("bitsandbytes is not made for it", Choice.FLOAT32)
 
 MATRIX: Mapping[Platform, Mapping[Choice, Entry]] = {
     Platform.CUDA_80: _row(Choice.BFLOAT16),
@@ -122,8 +121,8 @@ MATRIX: Mapping[Platform, Mapping[Choice, Entry]] = {
     Platform.XPU: _row(Choice.BFLOAT16),
     Platform.MPS: _row(Choice.BFLOAT16, notes={Choice.NF4: "slow without the kernels of macOS 26"}),
     Platform.CPU_X86: _row(Choice.BFLOAT16, notes=_SLOW_INT8),
-    Platform.CPU_ARM: _row(Choice.BFLOAT16, notes=_SLOW_INT8),
-    Platform.OTHER: _row(Choice.FLOAT32, {Choice.INT8: _NEEDS_AVX2, Choice.NF4: _NEEDS_AVX2}),
+    Platform.CPU_ARM: _row(Choice.BFLOAT16),
+    Platform.OTHER: _row(Choice.FLOAT32, {Choice.INT8: _UNKNOWN, Choice.NF4: _UNKNOWN}),
 }
 
 
