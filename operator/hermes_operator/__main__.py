@@ -253,8 +253,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=(
             "run reads the environment: HERMES_NAMESPACES and HERMES_RUNTIME_IMAGE are required; also\n"
             "HERMES_ IMAGE_PULL_POLICY, IMAGE_PULL_SECRETS, STORE_ADDRESS, STORE_CA_CONFIGMAP, MODEL_CLAIM,\n"
-            "HUB_TOKEN_SECRET, MAX_CONCURRENT_RUNS, LEASE_NAMESPACE, LEASE_NAME, POD_NAME, HTTP_PORT,\n"
-            "LOG_FORMAT (text or json), WORKERS, RESYNC_SECONDS, WATCH_SILENCE_SECONDS.\n"
+            "HUB_TOKEN_SECRET, HUB_ENDPOINT, MAX_CONCURRENT_RUNS, LEASE_NAMESPACE, LEASE_NAME, POD_NAME,\n"
+            "HTTP_PORT, LOG_FORMAT (text or json), WORKERS, RESYNC_SECONDS, WATCH_SILENCE_SECONDS.\n"
             "The cluster is that of the pod it runs in, else of KUBECONFIG.\n\n"
             "Exit codes: 0 stopped by a signal, 1 failed or the Lease is lost, 2 used wrongly."
         ),

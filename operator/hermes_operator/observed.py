@@ -130,5 +130,7 @@ class Installation:
     """PersistentVolumeClaim of the model cache in the run's namespace; "": bundled models only."""
     hub_token_secret: str = ""
     """Secret with key `token` for gated models; "": none."""
+    hub_endpoint: str = ""
+    """Where a mirror of the Hub is; "": the Hub itself."""
     max_concurrent_runs: int = 0
     """Runs at a time in all namespaces together; 0: as many as there are."""

@@ -313,8 +313,14 @@ def _telling(to: Path, size_bytes: int, say: Say) -> Iterator[None]:
 @contextmanager
 def _translated(source: str, to: Path) -> Iterator[None]:
     """Raise what the Hub's library, the network and the disk raise as the error of ours it stands for."""
-    from httpx2 import HTTPError
-    from huggingface_hub import errors as hub
+    try:
+        from httpx2 import HTTPError
+        from huggingface_hub import errors as hub
+    except ImportError as error:
+        raise errors.Unsupported(
+            f"{source}: models of a Hub need packages that are not installed ({error.name}): on a cluster use "
+            "the whole runtime image; elsewhere install hermes-operator[model]"
+        ) from error
 
     try:
         yield
