@@ -84,18 +84,15 @@ class Cache:
         metadata = manifest["metadata"]
         return self._gone_now(kind, str(metadata["namespace"]), str(metadata["name"]), uid)
 
-    def forget_named(self, kind: Kind, namespace: str, name: str) -> RunKey | None:
-        """The API knows no object of that name."""
-        known = self._entries[kind].get((namespace, name))
-        if known is None:
-            return None
-        self._bury(known.uid)
-        return self._gone_now(kind, namespace, name, known.uid)
+    def forget_uid(self, kind: Kind, namespace: str, name: str, uid: str) -> RunKey | None:
+        """The API knows no such object; one of its name that was made since is another."""
+        self._bury(uid)
+        return self._gone_now(kind, namespace, name, uid)
 
-    def deletion_asked(self, kind: Kind, namespace: str, name: str, at: datetime) -> RunKey | None:
+    def deletion_asked(self, kind: Kind, namespace: str, name: str, uid: str, at: datetime) -> RunKey | None:
         """We have deleted an object; it counts as being deleted until the API says more."""
         known = self._entries[kind].get((namespace, name))
-        if known is None:
+        if known is None or known.uid != uid:
             return None
         if isinstance(known.seen, Run):
             known.seen = replace(known.seen, is_deleted=True)

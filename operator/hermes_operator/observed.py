@@ -88,6 +88,8 @@ class Delete:
     kind: str
     namespace: str
     name: str
+    uid: str
+    """Of the object that was seen: another that has its name by now stays."""
 
 
 Action = Apply | Patch | Delete

@@ -141,7 +141,10 @@ def moved_on(run: Run, *actions: Action, events: tuple[str, ...] = ()) -> Decisi
     )
 
 
-DELETE_JOB = Delete(api_version="batch/v1", kind="Job", namespace="research", name="hermes-first-1")
+JOB_NAME = "hermes-first-1"
+DELETE_JOB = Delete(
+    api_version="batch/v1", kind="Job", namespace="research", name=JOB_NAME, uid=f"uid-{JOB_NAME}"
+)
 
 
 async def test_actions_come_in_order_then_the_status_then_events(bench):

@@ -222,7 +222,7 @@ class Job:
 
     def delete(self, namespace: str) -> Delete:
         """The action that deletes it."""
-        return Delete(api_version="batch/v1", kind="Job", namespace=namespace, name=self.name)
+        return Delete(api_version="batch/v1", kind="Job", namespace=namespace, name=self.name, uid=self.uid)
 
 
 @dataclass(frozen=True, kw_only=True)
