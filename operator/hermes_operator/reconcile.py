@@ -27,6 +27,7 @@ from hermes_operator.observed import (
     Installation,
     Patch,
     Run,
+    RunInLine,
     RunKey,
 )
 from hermes_operator.status import Manifest, Status
@@ -84,7 +85,7 @@ class Api(Protocol):
 
 
 Decide = Callable[[Run, Children, datetime, Installation, int | None], Decision]
-Positions = Callable[[Iterable[Run], int], Mapping[RunKey, int]]
+Positions = Callable[[Iterable[RunInLine], int], Mapping[RunKey, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +189,9 @@ class Reconciler:
                 was_there = await self._api.delete(action)
                 kind = _kind(action.kind)
                 if kind is not None and was_there:
-                    self._cache.deletion_asked(kind, action.namespace, action.name, action.uid, self._now())
+                    self._cache.deletion_asked(
+                        kind, action.namespace, action.name, action.uid, self._now()
+                    )
                 elif kind is not None:
                     self._cache.forget_uid(kind, action.namespace, action.name, action.uid)
                 log.info("deleted %s %s", action.kind, action.name, extra=_about(run))
@@ -290,7 +293,7 @@ class Turns:
     def _current(self) -> Mapping[RunKey, int]:
         if self._cap and self._computed_for != self._cache.runs_version:
             self._computed_for = self._cache.runs_version
-            self._known = self._positions(self._cache.runs(), self._cap)
+            self._known = self._positions(self._cache.line(), self._cap)
         return self._known
 
 

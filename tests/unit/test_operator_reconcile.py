@@ -20,6 +20,7 @@ from hermes_operator.observed import (
     Installation,
     Patch,
     Run,
+    RunInLine,
     RunKey,
 )
 from hermes_operator.reconcile import FAILURES_SHOWN, ApiFailure, Done, Failed, Reconciler
@@ -122,7 +123,7 @@ class Bench:
             now=lambda: NOW,
         )
 
-    def _positions(self, runs: Iterable[Run], cap: int) -> Mapping[RunKey, int]:
+    def _positions(self, runs: Iterable[RunInLine], cap: int) -> Mapping[RunKey, int]:
         assert list(runs)
         return self.line
 
