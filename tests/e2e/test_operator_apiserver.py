@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -152,6 +152,30 @@ async def test_a_run_lives_its_whole_life_on_a_real_api_server_by_the_charts_rol
     assert code == 0
     log = operator.log.read_text("utf-8")
     assert [line for line in log.splitlines() if json.loads(line)["level"] not in ("info",)] == []
+
+
+async def test_a_run_that_was_suspended_beyond_its_deadline_goes_on_when_it_is_resumed(
+    cluster: ApiServer, operators: Operators
+):
+    async with operators.started() as operator:
+        await operator.leading()
+        create(cluster, "rested", activeDeadlineSeconds=4)
+        [job] = await until(lambda: [one for one in found(cluster, "jobs") if "startTime" in one["status"]])
+        first_start = datetime.fromisoformat(job["status"]["startTime"])
+        suspend(cluster, "rested", True)
+        await until(lambda: status(cluster, "rested").get("phase") == "Suspended")
+        await until(lambda: datetime.now(UTC) > first_start + timedelta(seconds=6))
+        suspend(cluster, "rested", False)
+        await until(lambda: status(cluster, "rested").get("phase") == "Failed")
+        [job] = found(cluster, "jobs")
+        await operator.stopped()
+
+    # It ended in time, and in its second time: it was given all of it anew.
+    assert status(cluster, "rested")["failure"]["reason"] == "ActiveDeadlineExceeded"
+    second_start = datetime.fromisoformat(job["status"]["startTime"])
+    ended_at = datetime.fromisoformat(job["status"]["conditions"][-1]["lastTransitionTime"])
+    assert second_start > first_start + timedelta(seconds=4)
+    assert ended_at >= second_start + timedelta(seconds=4)
 
 
 async def test_the_charts_role_gives_the_operator_what_it_asks_for_and_no_verb_more(

@@ -189,9 +189,17 @@ class Job:
         return int(self.manifest["spec"].get("completions") or 1)
 
     @property
+    def has_old_start(self) -> bool:
+        """It was suspended and its controller has not set it going again: what it tells is when it began
+        the time before."""
+        conditions = self._status.get("conditions") or ()
+        is_stopped = any((one.get("type"), one.get("status")) == ("Suspended", "True") for one in conditions)
+        return is_stopped and "startTime" in self._status
+
+    @property
     def unsuspended_at(self) -> datetime | None:
         """When it last began to run."""
-        return read_instant(self._status.get("startTime"))
+        return None if self.has_old_start else read_instant(self._status.get("startTime"))
 
     @property
     def completed(self) -> frozenset[int]:
