@@ -94,9 +94,7 @@ class Cache:
         self._bury(uid)
         return self._gone_now(kind, namespace, name, uid)
 
-    def deletion_asked(
-        self, kind: Kind, namespace: str, name: str, uid: str, at: datetime
-    ) -> RunKey | None:
+    def deletion_asked(self, kind: Kind, namespace: str, name: str, uid: str, at: datetime) -> RunKey | None:
         """We have deleted an object; it counts as being deleted until the API says more."""
         known = self._entries[kind].get((namespace, name))
         if known is None or known.uid != uid:

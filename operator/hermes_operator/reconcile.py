@@ -189,9 +189,7 @@ class Reconciler:
                 was_there = await self._api.delete(action)
                 kind = _kind(action.kind)
                 if kind is not None and was_there:
-                    self._cache.deletion_asked(
-                        kind, action.namespace, action.name, action.uid, self._now()
-                    )
+                    self._cache.deletion_asked(kind, action.namespace, action.name, action.uid, self._now())
                 elif kind is not None:
                     self._cache.forget_uid(kind, action.namespace, action.name, action.uid)
                 log.info("deleted %s %s", action.kind, action.name, extra=_about(run))
