@@ -27,7 +27,7 @@ from tests.cluster.kind import Cluster
 
 Manifest = dict[str, Any]
 T = TypeVar("T")
-WAIT_SECONDS = 300
+WAIT_SECONDS = 600
 LOOK_EVERY_SECONDS = 0.5
 SEED, INSTANCES, ARMS = 42, 2, ("C", "PM")
 RESULTS = INSTANCES * len(ARMS)

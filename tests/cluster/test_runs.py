@@ -26,6 +26,7 @@ from tests.cluster.runs import (
 )
 
 CONTAINERS = ("driver", "model", "tester", "store")
+SUSPENDED = "suspended"
 
 LEAVER = """
 import socket
@@ -80,17 +81,21 @@ def test_a_run_brings_the_results_of_one_machine_and_leaves_nothing_but_them(
 @pytest.fixture(scope="module")
 def disturbed(hermes: Hermes, script: Path) -> dict[str, Run]:
     """A run for each container that is killed in its middle, and one that is suspended there; at once."""
-    runs = {name: hermes.start(f"killed-{name}") for name in CONTAINERS}
-    runs["suspended"] = hermes.start("suspended")
 
-    def disturb(name: str) -> None:
-        pid = process_of(hermes, runs[name].pod_at_work(), name)
-        runs[name].in_the_middle()
-        kill(hermes, pid)
+    def disturb(name: str) -> Run:
+        run = hermes.start(f"disturbed-{name}")
+        if name == SUSPENDED:
+            run.in_the_middle(1)
+            run.edit(suspend=True)
+        else:
+            pid = process_of(hermes, run.pod_at_work(), name)
+            run.in_the_middle()
+            kill(hermes, pid)
+        return run
 
+    names = (*CONTAINERS, SUSPENDED)
     with ThreadPoolExecutor() as at_once:
-        list(at_once.map(disturb, CONTAINERS))
-    return runs
+        return dict(zip(names, at_once.map(disturb, names), strict=True))
 
 
 @pytest.mark.parametrize("victim", CONTAINERS)
@@ -112,10 +117,7 @@ def test_a_container_killed_in_mid_run_loses_and_doubles_nothing(
 def test_a_suspended_run_goes_on_where_it_was(
     disturbed: dict[str, Run], on_this_machine: Folder, tmp_path: Path
 ) -> None:
-    paused = disturbed["suspended"]
-    paused.shard_is_done()
-    paused.in_the_middle(1)
-    paused.edit(suspend=True)
+    paused = disturbed[SUSPENDED]
     paused.until("Suspended", lambda found: found.get("phase") == "Suspended")
     until("no pod at work", lambda: all(pod["status"]["phase"] == "Succeeded" for pod in paused.pods()), 60)
     assert paused.conditions["Started"]["reason"] == "Suspended"
