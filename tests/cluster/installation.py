@@ -29,8 +29,12 @@ NAMESPACE = "hermes-install"
 RELEASE = "hermes"
 CHART = ROOT / "charts" / "hermes"
 SLOW_SCRIPT = "slow.yaml"
-SLOW_DELAY_MS = 2500
-"""Before each answer: a run outlasts what is done to the installation meanwhile."""
+SLOW_SCRIPT_TEXT = json.dumps(
+    {"dialect": "chat", "delay_ms": 6000, "default": {"completions": ["I do not know."]}}
+)
+"""Four rounds of answers that help nobody: a run outlasts what is done to the installation meanwhile."""
+ONE_DEFECT = {"instances": {"mutants": {"count": 1}}, "arms": ["PM"], "control": "enumerate"}
+"""`evaluate` of a spec: as little as a run can be, with results that are not empty."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,8 @@ def helm(api: Cluster | ApiServer, folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def older(chart: Path, folder: Path, version: str) -> Path:
-    """A copy of the chart as an earlier version. Pods are labelled with it, so an upgrade replaces them."""
+def version_of(chart: Path, version: str, folder: Path) -> Path:
+    """A copy of the chart as another version of it. Pods are labelled so, and an upgrade replaces them."""
     copy = folder / f"hermes-{version}"
     shutil.copytree(chart, copy)
     file = copy / "Chart.yaml"
@@ -162,8 +166,7 @@ def installation(
     # The model cache is bound by the first pod that uses it: helm must not wait for it.
     installed.be(wait="")
     installed.is_up()
-    slow = {**json.loads(script.read_text()), "delay_ms": SLOW_DELAY_MS}
-    installed.write_to_the_model_cache({SCRIPT: script.read_text(), SLOW_SCRIPT: json.dumps(slow)})
+    installed.write_to_the_model_cache({SCRIPT: script.read_text(), SLOW_SCRIPT: SLOW_SCRIPT_TEXT})
     until("the model cache's claim", lambda: _is_bound(installed), 60)
     yield installed
     installed.helm("uninstall", RELEASE)

@@ -12,12 +12,13 @@ from hermes_runtime.store import ResultKey
 from hermes_runtime.store.client import StoreClient
 from hermes_runtime.supervise import tcp
 from tests.cluster.apiserver import ApiServer
-from tests.cluster.installation import CHART, NAMESPACE, RELEASE, SLOW_SCRIPT, Installation, helm, older
-from tests.cluster.runs import Manifest, index_of, restarts
+from tests.cluster.installation import CHART, NAMESPACE, RELEASE, SLOW_SCRIPT, Installation, helm, version_of
+from tests.cluster.runs import Manifest, told_of
 
 DEFINITION = "templates/crd/hermesruns.hermes.dev.yaml"
 ADDED = "priorityClassName"
 """An optional property of spec.pod that the earlier definition lacks."""
+ONE_WITHOUT_CONTROL = {"instances": {"mutants": {"count": 1}}, "arms": ["PM"]}
 
 
 # Upgrades
@@ -26,7 +27,7 @@ ADDED = "priorityClassName"
 def test_the_definition_goes_with_upgrade_and_rollback_and_runs_stay_as_they_are(
     bare_api: ApiServer, tmp_path: Path
 ) -> None:
-    earlier = older(CHART, tmp_path, "0.0.9")
+    earlier = version_of(CHART, "0.0.9", tmp_path)
     _take_from_the_definition(earlier / DEFINITION, ADDED)
 
     def released(*words: str) -> None:
@@ -88,35 +89,46 @@ def _bare_run(name: str, pod: Manifest) -> Manifest:
 def test_a_run_in_its_middle_outlives_an_upgrade_and_a_rollback(
     installation: Installation, tmp_path: Path
 ) -> None:
-    installation.be(chart=older(CHART, tmp_path, "0.0.9"))
-    run = installation.start("outlives", **slow(installation))
-    pod = run.in_the_middle()
-    uid = run.manifest["metadata"]["uid"]
-    spec = run.manifest["spec"]
-    store = installation.get("pod", "hermes-store-0")["metadata"]["uid"]
     installation.be()
-    assert installation.get("pod", "hermes-store-0")["metadata"]["uid"] != store, "the store was replaced"
+    run = installation.start("outlives", **slow(installation))
+    run.until("Running", lambda found: found.get("phase") == "Running")
+    [pod] = run.pods()
+    uid, spec = run.manifest["metadata"]["uid"], run.manifest["spec"]
+    before = _store(installation)
+    installation.be(chart=version_of(CHART, "99.0.0", tmp_path))
+    upgraded = _store(installation)
+    assert upgraded[0] == "hermes-99.0.0"
     installation.helm("rollback", RELEASE, "--wait", "--timeout", "3m")
+    after = _store(installation)
+    assert after[0] == before[0]
+    assert len({before[1], upgraded[1], after[1]}) == 3, "each time another pod"
     assert run.status["phase"] == "Running", "or the run was not disturbed in its middle"
     found = run.succeeds()
     assert (run.manifest["metadata"]["uid"], run.manifest["spec"]) == (uid, spec)
     assert found["progress"]["done"] == found["progress"]["total"]
-    [first, *others] = [one for one in run.pods() if index_of(one) == 0]
-    assert (first["metadata"]["name"], others) == (pod, [])
-    assert restarts(first, "driver") == 0
+    [same] = run.pods()
+    assert same["metadata"]["uid"] == pod["metadata"]["uid"]
+    assert told_of(same, "driver")["restartCount"] == 0
     run.delete()
 
 
+def _store(installation: Installation) -> tuple[str, str]:
+    """The chart that the store's pod is of, and the pod's uid."""
+    pod = installation.get("pod", "hermes-store-0")["metadata"]
+    return pod["labels"]["helm.sh/chart"], pod["uid"]
+
+
 def slow(installation: Installation) -> Manifest:
-    """Of a spec: what makes a run last longer than an upgrade of the installation."""
+    """Of a spec: one pod that lasts longer than what is done to the installation."""
     if not installation.is_slim:
-        return {}  # a real model is slow enough
-    return {"model": {**installation.document("slow")["spec"]["model"], "source": {"path": SLOW_SCRIPT}}}
+        return {"shardSize": 2}  # a real model is slow enough
+    model = installation.document("slow")["spec"]["model"]
+    return {"model": {**model, "source": {"path": SLOW_SCRIPT}}, "evaluate": ONE_WITHOUT_CONTROL}
 
 
 def test_helm_waits_only_for_a_model_cache_that_the_release_makes(installation: Installation) -> None:
     """As docs/install.md says: a claim of somebody else's is waited for by nobody."""
-    with pytest.raises(RuntimeError, match="PersistentVolumeClaim/hermes-install/first-use not ready"):
+    with pytest.raises(RuntimeError, match=r"not ready.*first-use"):
         installation.be(modelCache={"claim": "first-use"}, timeout="5s")
     claim = {
         "apiVersion": "v1",
