@@ -21,7 +21,7 @@ from hermes_operator import names
 from hermes_operator.cache import Kind
 from hermes_operator.metrics import Metrics
 from hermes_operator.observed import Delete, Patch, RunKey
-from hermes_operator.reconcile import CONFLICT, PAGE_OBJECTS, ApiFailure
+from hermes_operator.reconcile import PAGE_OBJECTS, ApiFailure
 from hermes_operator.status import Manifest
 
 
@@ -128,8 +128,7 @@ class KubernetesApi:
         return seen
 
     async def delete(self, delete: Delete) -> bool:
-        """Delete the object; the cluster collects what it owns. False: it is gone, and another may have its
-        name."""
+        """Delete the object; the cluster collects what it owns. ApiFailure 409: another has its name."""
         endpoint = _WRITTEN[delete.api_version, delete.kind]
         generic = self._client._client  # lightkube's own `delete` has no preconditions
         request = generic.prepare_request(
@@ -142,7 +141,7 @@ class KubernetesApi:
                 answer = await generic.send(sent)  # type: ignore[no-untyped-call]  # lightkube has no types here
                 generic.handle_response("delete", answer, request)
         except ApiFailure as failure:
-            if failure.code in (404, CONFLICT):
+            if failure.code == 404:
                 return False
             raise
         return True

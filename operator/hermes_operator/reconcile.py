@@ -78,7 +78,7 @@ class Api(Protocol):
         """The Jobs and pods of a run as they are now."""
 
     async def delete(self, delete: Delete) -> bool:
-        """Delete the object and, in the background, what it owns. False: it was not there any more."""
+        """Delete the object and, in the background, what it owns. False: it was not there."""
 
     async def create_event(self, manifest: Manifest) -> None:
         """Create an Event."""
