@@ -101,15 +101,16 @@ class Pod:
         return int(text) if text.isdecimal() else None
 
     @property
-    def age_key(self) -> tuple[int, str, str]:
+    def age_key(self) -> tuple[str, int, str]:
         """Grows from one pod of a shard to the next."""
         metadata = self.manifest["metadata"]
-        failures = str((metadata.get("annotations") or {}).get(_INDEX_FAILURES, ""))
-        return (
-            int(failures) if failures.isdecimal() else 0,
-            str(metadata.get("creationTimestamp", "")),
-            self.name,
-        )
+        return (str(metadata.get("creationTimestamp", "")), self.failures_before, self.name)
+
+    @property
+    def failures_before(self) -> int:
+        """Pods of its shard that failed before it and count, since the Job was last resumed."""
+        failures = str((self.manifest["metadata"].get("annotations") or {}).get(_INDEX_FAILURES, ""))
+        return int(failures) if failures.isdecimal() else 0
 
     @property
     def phase(self) -> str:

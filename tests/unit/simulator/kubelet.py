@@ -150,9 +150,13 @@ class Kubelet:
     def _exit(
         self, truth: JobTruth, name: str, code: int, message: str, model: Manifest | None = None
     ) -> None:
-        terminated = {"exitCode": code, "message": message, "startedAt": self._ground.clock.written()}
+        terminated = self._terminated(code, message)
         phase = "Succeeded" if code == 0 else "Failed"
         self._set_pod(name, self._containers(truth, phase, {"terminated": terminated}, model))
+
+    def _terminated(self, code: int, message: str) -> Manifest:
+        now = self._ground.clock.written()
+        return {"exitCode": code, "message": message, "startedAt": now, "finishedAt": now}
 
     def _exit_failed(self, run: RunTruth, truth: JobTruth, name: str, index: int) -> None:
         self._record_some(run, index)
@@ -177,8 +181,7 @@ class Kubelet:
         self._exit(truth, name, 1, self._report(run, index, failure), last)
 
     def _disrupt(self, run: RunTruth, truth: JobTruth, name: str, index: int) -> None:
-        terminated = {"exitCode": 143, "message": "", "startedAt": self._ground.clock.written()}
-        status = self._containers(truth, "Failed", {"terminated": terminated})
+        status = self._containers(truth, "Failed", {"terminated": self._terminated(143, "")})
         status["conditions"].append({"type": "DisruptionTarget", "status": "True"})
         self._set_pod(name, status)
 
@@ -234,9 +237,14 @@ class Kubelet:
             return
         truth = self._ground.jobs[owner_of(pod)]
         if pod["status"]["phase"] == "Running":
-            terminated = {"exitCode": 143, "message": "", "startedAt": self._ground.clock.written()}
+            if not truth.is_pull and self._ground.dice.random() < 0.1:
+                # It had just recorded its last result, and ends before the signal reaches it.
+                run = next(one for one in self._ground.runs.values() if one.uid == truth.run_uid)
+                run.recorded[index_of(pod)] = INSTANCES_PER_SHARD
+                self._exit(truth, name, 0, self._report(run, index_of(pod), None))
+                return
             truth.culprits.add(Who.CLUSTER)
-            status = self._containers(truth, "Failed", {"terminated": terminated})
+            status = self._containers(truth, "Failed", {"terminated": self._terminated(143, "")})
         elif pod["status"]["phase"] == "Pending":
             truth.culprits.add(Who.CLUSTER)
             status = {**pod["status"], "phase": "Failed"}

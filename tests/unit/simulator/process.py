@@ -117,8 +117,6 @@ class FaultyApi:
         known = world.server.get(names.KIND, name)
         if known is None:
             raise ApiFailure("status", code=404, message="not found")
-        if known["metadata"]["uid"] != manifest["metadata"]["uid"]:
-            raise ApiFailure("status", code=409, message="another uid")
         if known["metadata"]["resourceVersion"] != manifest["metadata"]["resourceVersion"]:
             raise ApiFailure("status", code=409, message="another version")
         world.check_status(known, manifest["status"])
@@ -138,6 +136,10 @@ class FaultyApi:
         known = self._world.server.get(delete.kind, delete.name)
         if known is None:
             return False
+        if known["metadata"]["uid"] != delete.uid:
+            raise ApiFailure("delete", code=409, message="another uid")
+        if delete.kind == names.KIND:
+            self._world.check_deleted(known)
         self._world.controllers.delete(delete.kind, delete.name)
         return True
 

@@ -237,6 +237,10 @@ class Schedule:
                     raise Broken("it never ran, and should have ended long before")
                 if job is None or job.ended != "DeadlineExceeded":
                     raise Broken("no deadline was exceeded")
+                assert job.deadline_after is not None
+                seconds, limit = job.deadline_after
+                if seconds < limit - 2.0:
+                    raise Broken(f"it was stopped after {seconds:.0f} of {limit:.0f} seconds")
             case Reason.GATED | Reason.TREE_DAMAGED | Reason.PULL_FAILED:
                 if not pulls or not pulls[-1].ended:
                     raise Broken("no pull has ended")

@@ -115,6 +115,11 @@ class World(Ground):
             if is_ours and status.phase in ENDED and status.attempt >= attempt:
                 raise Broken(f"a Job of attempt {attempt}, which has ended")
 
+    def check_deleted(self, run: Manifest) -> None:
+        """Before the operator deletes a run."""
+        if Status.from_manifest(run.get("status") or {}).phase not in ENDED:
+            raise Broken(f"{run['metadata']['name']} is deleted before it has ended")
+
     def check_status(self, run: Manifest, status: Manifest) -> None:
         """Before the operator writes a status."""
         size = len(json.dumps(status, ensure_ascii=False, separators=(",", ":")).encode())
