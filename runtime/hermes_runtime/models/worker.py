@@ -63,7 +63,7 @@ def spec_of(payload: bytes) -> ModelSpec:
 
 
 def model_of(spec: ModelSpec, beat: Callable[[], None]) -> CountedModel:
-    """The backend of `spec`, not loaded. Imports what it needs, which may be heavy; Unsupported without it."""
+    """The backend of `spec`, not loaded. Imports what it needs; Unsupported where that is not there."""
     match spec.backend:
         case Backend.SCRIPTED:
             from hermes_runtime.models.scripted import ScriptedModel
