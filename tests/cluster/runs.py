@@ -59,6 +59,8 @@ class Hermes:
 
     cluster: Cluster
     namespace: str = NAMESPACE
+    """Where runs are made."""
+    installation: str = NAMESPACE
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         return self.cluster.kubectl("--namespace", self.namespace, *arguments, stdin=stdin)
@@ -73,7 +75,8 @@ class Hermes:
     @cached_property
     def runtime_image(self) -> str:
         """What every container of a run is made of."""
-        return image_of(self.get("statefulset", "hermes-store"))
+        words = ["get", "statefulset", "hermes-store", "--namespace", self.installation, "--output", "json"]
+        return image_of(json.loads(self.cluster.kubectl(*words)))
 
     @property
     def is_slim(self) -> bool:
@@ -225,7 +228,7 @@ class Run:
     def fetch(self, out: Path) -> "Folder":
         """The run's folder, by `hermes fetch`."""
         words = ["fetch", self.name, "--namespace", self.hermes.namespace]
-        command([*words, "--installation", self.hermes.namespace, "--out", str(out)], self.hermes.cluster)
+        command([*words, "--installation", self.hermes.installation, "--out", str(out)], self.hermes.cluster)
         return Folder(out)
 
 
@@ -465,7 +468,7 @@ def on_this_machine(hermes: Hermes, script: Path, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture
-def run(hermes: Hermes, script: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Run]]:
+def run(hermes: Hermes, request: pytest.FixtureRequest) -> Iterator[Callable[..., Run]]:
     """Starts a run that is deleted when the test has passed; of one that fails, pods and logs stay."""
     started: list[Run] = []
 

@@ -42,7 +42,9 @@ else:
 def test_a_run_brings_the_results_of_one_machine_and_leaves_nothing_but_them(
     hermes: Hermes, run: Callable[..., Run], on_this_machine: Folder, tmp_path: Path
 ) -> None:
-    before = fence.left_by_pod(hermes.cluster.engine, kind.NODE)
+    engine = hermes.cluster.engine
+    left_before = fence.left_by_pod(engine, kind.NODE)
+    reached_before = fence.reached_by_pod(engine, kind.NODE)
     whole = run("whole", parallelism=2)
     found = whole.succeeds()
     assert found["progress"]["doneOfTotal"] == f"{RESULTS}/{RESULTS}"
@@ -69,11 +71,16 @@ def test_a_run_brings_the_results_of_one_machine_and_leaves_nothing_but_them(
     assert len(json.dumps(whole.manifest)) < 8 * 1024
 
     leaver = done(hermes, pod_of_runtime(hermes, "leaver", LEAVER))["status"]["podIP"]
-    left = fence.left_by_pod(hermes.cluster.engine, kind.NODE)
-    assert left[leaver] > before.get(leaver, 0)  # what is not sealed, and tries, is counted
-    assert {address: left.get(address, 0) - before.get(address, 0) for address in addresses} == (
-        dict.fromkeys(addresses, 0)
-    )
+    left, reached = fence.left_by_pod(engine, kind.NODE), fence.reached_by_pod(engine, kind.NODE)
+    assert left[leaver] > left_before.get(leaver, 0)  # what is not sealed, and tries, is counted
+    assert ("192.0.2.1", 443) in reached[leaver]
+    store = (hermes.get("pod", "hermes-store-0")["status"]["podIP"], 7443)
+    names = hermes.get("pods", "--namespace", "kube-system", "--selector", "k8s-app=kube-dns")["items"]
+    for address in addresses:
+        assert left.get(address, 0) == left_before.get(address, 0)
+        of_this_run = reached[address] - reached_before.get(address, set())
+        assert store in of_this_run
+        assert of_this_run <= {store, *((pod["status"]["podIP"], 53) for pod in names)}
     whole.delete()
     until("children collected", lambda: not whole.children(), 60)
 
