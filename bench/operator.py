@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -155,7 +155,7 @@ class Measuring:
         """Create the runs and return once all have their Jobs."""
         self._names = names
         if self.row.mode == "burst":
-            await self._administrator.create_runs(names, **spec)
+            await self._written("all created", self._administrator.create_runs(names, **spec))
             await self._jobs_of(names, LOOK_EVERY_SECONDS)
         else:
             for name in names:
@@ -168,7 +168,7 @@ class Measuring:
     async def start(self) -> None:
         """Let every driver run."""
         began = time.monotonic()
-        await self._administrator.start_jobs()
+        await self._written("all Running", self._administrator.start_jobs())
         self.row.writer_seconds += time.monotonic() - began
         await self._phase("Running")
         self.row.running_seconds = time.monotonic() - began
@@ -184,7 +184,7 @@ class Measuring:
     async def end(self) -> None:
         """Let every driver end well."""
         began = time.monotonic()
-        await self._administrator.end_jobs()
+        await self._written("all Succeeded", self._administrator.end_jobs())
         self.row.writer_seconds += time.monotonic() - began
         await self._phase("Succeeded")
         self.row.ended_seconds = time.monotonic() - began
@@ -232,7 +232,7 @@ class Measuring:
     async def _remove_runs(self) -> None:
         waits_for_ttl = self._subject.collects_by_ttl and self.row.mode == "one by one" and self._names
         if not waits_for_ttl:
-            await self._administrator.delete_runs()
+            await self._written("all deleted", self._administrator.delete_runs())
         while await self._administrator.count(RUNS):
             self._check("the last run being gone")
             await asyncio.sleep(LOOK_EVERY_SECONDS)
@@ -251,6 +251,19 @@ class Measuring:
             self._check(what)
             await asyncio.sleep(every_seconds)
             self._cluster.trail.read()
+
+    async def _written(self, what: str, work: Coroutine[None, None, None]) -> None:
+        """Let the administrator write, for as long as there is time and an operator."""
+        async with asyncio.TaskGroup() as group:
+            writing = group.create_task(work, name="write")
+            ended = group.create_task(self._operator.process.wait(), name="wait for the operator")
+            left = self._until - time.monotonic()
+            await asyncio.wait((writing, ended), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            is_written = writing.done()
+            writing.cancel()
+            ended.cancel()
+        if not is_written:
+            self._check(what)
 
     def _check(self, what: str) -> None:
         if self._operator.has_ended:
