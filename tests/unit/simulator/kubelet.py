@@ -68,6 +68,7 @@ class Kubelet:
                 self._ground.clock.after(20.0, lambda: self._schedule_pod(truth, name, tries + 1))
         elif trouble in ("model", "memory") and not truth.is_pull:
             reason, code = ("Error", 1) if trouble == "model" else ("OOMKilled", 137)
+            truth.culprits.add(Who.MODEL)  # and it stays so if somebody deletes the pod that waits for it
             sidecars[0] = {
                 "name": "model",
                 "restartCount": tries,
