@@ -22,7 +22,7 @@ from tests.cluster import volumes
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.binaries import ROOT
 from tests.cluster.kind import Cluster
-from tests.cluster.runs import SCRIPT, Hermes, image_of, in_the_model_cache, until
+from tests.cluster.runs import SCRIPT, Folder, Hermes, image_of, in_the_model_cache, until
 
 Manifest = dict[str, Any]
 NAMESPACE = "hermes-install"
@@ -93,6 +93,12 @@ class Installation(Hermes):
             timeout=200,
             check=False,
         )
+
+    def folder_of(self, run: str, out: Path) -> Folder:
+        """The run's folder, by `hermes fetch` from this installation's store."""
+        done = self.fetched(run, "--out", str(out))
+        assert done.returncode == 0, done.stderr
+        return Folder(out)
 
     @contextmanager
     def store_address(self) -> Iterator[str]:

@@ -34,7 +34,7 @@ def test_a_run_is_fetched_from_a_restored_store_as_it_was(
     installation.be(backup={"enabled": True})
     run = installation.start("backed-up", evaluate=ONE_DEFECT)
     run.succeeds()
-    before = run.fetch(tmp_path / "before")
+    before = installation.folder_of("backed-up", tmp_path / "before")
     assert any(patch for arm in before.predictions().values() for patch in arm.values())
     back_up, restore = page
     _follow(installation, back_up)
@@ -43,7 +43,7 @@ def test_a_run_is_fetched_from_a_restored_store_as_it_was(
     said = _follow(installation, restore)
     assert "faults:" in said, "what the restore found is told"
     installation.is_up()
-    after = run.fetch(tmp_path / "after")
+    after = installation.folder_of("backed-up", tmp_path / "after")
     assert after.predictions() == before.predictions()
     assert after.recorded() == before.recorded()
     run.delete()
