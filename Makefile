@@ -61,7 +61,7 @@ requirements: $(VENV)/dev.done ## compile requirements/*.txt from pyproject.toml
 	$(BIN)/pip-compile -q $(COMPILE) --extra all -o requirements/runtime.txt pyproject.toml
 	$(BIN)/pip-compile -q $(COMPILE) --extra all --extra dev -o requirements/dev.txt pyproject.toml
 	$(BIN)/pip-compile -q $(COMPILE) --constraint requirements/runtime.txt --extra operator -o requirements/operator.txt pyproject.toml
-	$(BIN)/pip-compile -q $(COMPILE) --constraint requirements/runtime.txt --extra store --extra evaluate --extra cluster \
+	$(BIN)/pip-compile -q $(COMPILE) --constraint requirements/runtime.txt --extra store --extra evaluate --extra hub --extra cluster \
 	  -o requirements/runtime-slim.txt pyproject.toml
 
 COMPILE := --build-deps-for editable --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \

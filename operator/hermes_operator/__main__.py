@@ -27,7 +27,7 @@ from lightkube.core.exceptions import ConfigError
 
 from hermes_operator import health, logs, watch
 from hermes_operator.apply import KubernetesApi
-from hermes_operator.cache import Cache
+from hermes_operator.cache import Cache, Kind
 from hermes_operator.crd import crd_yaml
 from hermes_operator.decide import decide
 from hermes_operator.lease import Election, Elector, LeaseLost
@@ -184,7 +184,7 @@ class Operator:
 
     async def _staff(self, workers: Workers, watcher: watch.Watcher) -> None:
         await watcher.primed.wait()
-        log.info("the first lists are taken; %d runs", len(list(self._cache.runs())))
+        log.info("the first lists are taken; %d runs", self._cache.counts()[Kind.RUN])
         async with asyncio.TaskGroup() as group:
             for number in range(self._settings.workers):
                 group.create_task(workers.work(), name=f"worker {number}")
@@ -230,7 +230,7 @@ class Operator:
 
     def _gauge(self) -> None:
         metrics = self._metrics
-        metrics.count_runs(Counter(run.status.phase for run in self._cache.runs()))
+        metrics.count_runs(Counter(run.phase for run in self._cache.line()))
         metrics.queue_waiting.set(self._queue.waiting)
         metrics.queue_held_back.set(self._queue.held_back)
         metrics.is_leader.set(self._elector.is_leader)
@@ -253,8 +253,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=(
             "run reads the environment: HERMES_NAMESPACES and HERMES_RUNTIME_IMAGE are required; also\n"
             "HERMES_ IMAGE_PULL_POLICY, IMAGE_PULL_SECRETS, STORE_ADDRESS, STORE_CA_CONFIGMAP, MODEL_CLAIM,\n"
-            "HUB_TOKEN_SECRET, MAX_CONCURRENT_RUNS, LEASE_NAMESPACE, LEASE_NAME, POD_NAME, HTTP_PORT,\n"
-            "LOG_FORMAT (text or json), WORKERS, RESYNC_SECONDS, WATCH_SILENCE_SECONDS.\n"
+            "HUB_TOKEN_SECRET, HUB_ENDPOINT, MAX_CONCURRENT_RUNS, LEASE_NAMESPACE, LEASE_NAME, POD_NAME,\n"
+            "HTTP_PORT, LOG_FORMAT (text or json), WORKERS, RESYNC_SECONDS, WATCH_SILENCE_SECONDS.\n"
             "The cluster is that of the pod it runs in, else of KUBECONFIG.\n\n"
             "Exit codes: 0 stopped by a signal, 1 failed or the Lease is lost, 2 used wrongly."
         ),

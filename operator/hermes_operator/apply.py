@@ -15,7 +15,7 @@ import msgspec
 from lightkube import ApiError, AsyncClient
 from lightkube.core.client import LabelSelector
 from lightkube.generic_resource import GenericNamespacedResource, create_namespaced_resource
-from lightkube.types import CascadeType, PatchType
+from lightkube.types import PatchType
 
 from hermes_operator import names
 from hermes_operator.cache import Kind
@@ -128,13 +128,18 @@ class KubernetesApi:
         return seen
 
     async def delete(self, delete: Delete) -> bool:
-        """Delete the object; the cluster collects what it owns."""
+        """Delete the object; the cluster collects what it owns. ApiFailure 409: another has its name."""
         endpoint = _WRITTEN[delete.api_version, delete.kind]
+        generic = self._client._client  # lightkube's own `delete` has no preconditions
+        request = generic.prepare_request(
+            "delete", res=endpoint.resource, name=delete.name, namespace=delete.namespace
+        )
+        request.data = {"propagationPolicy": "Background", "preconditions": {"uid": delete.uid}}
         try:
             with self._counted("delete", endpoint, delete.name):
-                await self._client.delete(
-                    endpoint.resource, delete.name, namespace=delete.namespace, cascade=CascadeType.BACKGROUND
-                )
+                sent = generic.build_adapter_request(request)
+                answer = await generic.send(sent)  # type: ignore[no-untyped-call]  # lightkube has no types here
+                generic.handle_response("delete", answer, request)
         except ApiFailure as failure:
             if failure.code == 404:
                 return False

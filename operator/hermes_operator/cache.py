@@ -1,4 +1,4 @@
-"""What the operator has seen of runs, Jobs and pods, kept small.
+"""What the operator has seen of runs, Jobs and pods, kept small: what decisions look at, compressed.
 
 Fed by watches, by own lists and by the answers to own writes, in any order: an older version never
 replaces a newer one, and what was deleted does not come back. Each call says whose picture has changed.
@@ -7,15 +7,17 @@ No client and no clock; `reconcile` reads snapshots from here.
 
 from __future__ import annotations
 
+import json
 import sys
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from hermes_operator.names import API_VERSION, KIND, LABEL_MANAGED_BY, LABEL_RUN, MANAGER
-from hermes_operator.observed import Children, Run, RunKey
+from hermes_operator.names import API_VERSION, KIND, LABEL_MANAGED_BY, LABEL_QUEUE, LABEL_RUN, MANAGER
+from hermes_operator.observed import Children, Run, RunInLine, RunKey
 from hermes_operator.status import Manifest, Status, read_instant
 from hermes_runtime.document import DocumentError, HermesRun, read
 
@@ -39,7 +41,11 @@ class _Entry:
     key: RunKey
     uid: str
     version: int
-    seen: Run | Manifest
+    packed: bytes
+    """Thousands of objects as dicts would take ten times the memory, and each is looked at rarely."""
+    generation: int = 0
+    line: RunInLine | None = None
+    """Of a run: what is looked at whenever any run changes."""
 
 
 class Cache:
@@ -47,7 +53,7 @@ class Cache:
 
     def __init__(self) -> None:
         self._entries: dict[Kind, dict[tuple[str, str], _Entry]] = {kind: {} for kind in Kind}
-        self._children: dict[Kind, dict[RunKey, dict[str, Manifest]]] = {Kind.JOB: {}, Kind.POD: {}}
+        self._children: dict[Kind, dict[RunKey, dict[str, _Entry]]] = {Kind.JOB: {}, Kind.POD: {}}
         self._gone: dict[str, None] = {}
         self.runs_version = 0
         """Counts changes of runs; equal means: `runs` gives the same."""
@@ -63,18 +69,17 @@ class Cache:
             return None
         if known is not None and known.key != key:
             self._remove(kind, namespace, name)
-        seen: Run | Manifest
         match kind:
             case Kind.RUN:
-                seen = _run(key, manifest, known.seen if known is not None else None)
+                entry = _run_entry(key, uid, version, manifest, known)
                 self.runs_version += 1
             case Kind.JOB:
-                seen = _job(manifest)
+                entry = _Entry(key, uid, version, _packed(_job(manifest)))
             case Kind.POD:
-                seen = _pod(manifest)
-        self._entries[kind][namespace, name] = _Entry(key, uid, version, seen)
-        if not isinstance(seen, Run):
-            self._children[kind].setdefault(key, {})[name] = seen
+                entry = _Entry(key, uid, version, _packed(_pod(manifest)))
+        self._entries[kind][namespace, name] = entry
+        if kind is not Kind.RUN:
+            self._children[kind].setdefault(key, {})[name] = entry
         return key
 
     def forget(self, kind: Kind, manifest: Mapping[str, Any]) -> RunKey | None:
@@ -84,25 +89,24 @@ class Cache:
         metadata = manifest["metadata"]
         return self._gone_now(kind, str(metadata["namespace"]), str(metadata["name"]), uid)
 
-    def forget_named(self, kind: Kind, namespace: str, name: str) -> RunKey | None:
-        """The API knows no object of that name."""
-        known = self._entries[kind].get((namespace, name))
-        if known is None:
-            return None
-        self._bury(known.uid)
-        return self._gone_now(kind, namespace, name, known.uid)
+    def forget_uid(self, kind: Kind, namespace: str, name: str, uid: str) -> RunKey | None:
+        """The API knows no such object; one of its name that was made since is another."""
+        self._bury(uid)
+        return self._gone_now(kind, namespace, name, uid)
 
-    def deletion_asked(self, kind: Kind, namespace: str, name: str, at: datetime) -> RunKey | None:
+    def deletion_asked(self, kind: Kind, namespace: str, name: str, uid: str, at: datetime) -> RunKey | None:
         """We have deleted an object; it counts as being deleted until the API says more."""
         known = self._entries[kind].get((namespace, name))
-        if known is None:
+        if known is None or known.uid != uid:
             return None
-        if isinstance(known.seen, Run):
-            known.seen = replace(known.seen, is_deleted=True)
+        manifest = _unpacked(known.packed)
+        manifest["metadata"].setdefault(
+            "deletionTimestamp", at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        )
+        known.packed = _packed(manifest)
+        if known.line is not None:
+            known.line = replace(known.line, is_deleted=True)
             self.runs_version += 1
-        else:
-            metadata = known.seen["metadata"]
-            metadata.setdefault("deletionTimestamp", at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
         return known.key
 
     def drop_absent(self, kind: Kind, namespace: str, present: Collection[str], version: str) -> list[RunKey]:
@@ -123,19 +127,26 @@ class Cache:
     def run(self, key: RunKey) -> Run | None:
         """The run as last seen."""
         entry = self._entries[Kind.RUN].get((key.namespace, key.name))
-        return entry.seen if entry is not None and isinstance(entry.seen, Run) else None
+        return None if entry is None else _run(key, _unpacked(entry.packed))
 
     def runs(self) -> Iterator[Run]:
-        """All runs."""
+        """All runs, each read anew; `line` is what to ask often."""
         for entry in self._entries[Kind.RUN].values():
-            if isinstance(entry.seen, Run):
-                yield entry.seen
+            yield _run(entry.key, _unpacked(entry.packed))
+
+    def line(self) -> Iterator[RunInLine]:
+        """All runs, in short."""
+        for entry in self._entries[Kind.RUN].values():
+            if entry.line is not None:
+                yield entry.line
 
     def children(self, key: RunKey) -> Children:
         """Everything that bears the run's label, its predecessors' too; owners tell them apart."""
-        return Children(
-            jobs=dict(self._children[Kind.JOB].get(key, {})), pods=dict(self._children[Kind.POD].get(key, {}))
+        jobs, pods = (
+            {name: _unpacked(entry.packed) for name, entry in self._children[kind].get(key, {}).items()}
+            for kind in (Kind.JOB, Kind.POD)
         )
+        return Children(jobs=jobs, pods=pods)
 
     def counts(self) -> dict[Kind, int]:
         """How many objects of each kind."""
@@ -183,22 +194,40 @@ def _version(manifest: Mapping[str, Any]) -> int:
     return int(manifest["metadata"]["resourceVersion"])
 
 
-def _run(key: RunKey, manifest: Mapping[str, Any], known: object) -> Run:
-    metadata = manifest["metadata"]
-    uid, generation = str(metadata["uid"]), int(metadata.get("generation") or 0)
-    document: HermesRun | str
-    if isinstance(known, Run) and (known.uid, known.generation) == (uid, generation):
-        document = known.document  # a status does not change it
+def _run_entry(
+    key: RunKey, uid: str, version: int, manifest: Mapping[str, Any], known: _Entry | None
+) -> _Entry:
+    metadata = {**_metadata(manifest), "resourceVersion": str(version)}
+    kept = {
+        "metadata": metadata,
+        "spec": manifest.get("spec") or {},
+        "status": manifest.get("status") or {},
+    }
+    generation = int(metadata.get("generation") or 0)
+    if known is not None and known.line is not None and (known.uid, known.generation) == (uid, generation):
+        status = Status.from_manifest(kept["status"])  # it does not change the document
+        line = replace(
+            known.line,
+            is_deleted=bool(metadata.get("deletionTimestamp")),
+            has_queue=LABEL_QUEUE in (metadata.get("labels") or {}),
+            attempt=status.attempt,
+            phase=status.phase,
+        )
     else:
-        document = _document(manifest)
+        line = _run(key, kept).in_line
+    return _Entry(key, uid, version, _packed(kept), generation, line)
+
+
+def _run(key: RunKey, manifest: Mapping[str, Any]) -> Run:
+    metadata = manifest["metadata"]
     return Run(
         key=key,
-        uid=uid,
-        generation=generation,
+        uid=str(metadata["uid"]),
+        generation=int(metadata.get("generation") or 0),
         created_at=read_instant(metadata.get("creationTimestamp")) or datetime.fromtimestamp(0, UTC),
         is_deleted=bool(metadata.get("deletionTimestamp")),
-        labels=_interned(metadata.get("labels") or {}),
-        document=document,
+        labels=dict(metadata.get("labels") or {}),
+        document=_document(manifest),
         status=Status.from_manifest(manifest.get("status") or {}),
         version=str(metadata.get("resourceVersion") or ""),
     )
@@ -239,8 +268,7 @@ def _metadata(manifest: Mapping[str, Any]) -> Manifest:
 def _job(manifest: Mapping[str, Any]) -> Manifest:
     """A Job without its pod template, which no decision looks at."""
     spec = {k: v for k, v in (manifest.get("spec") or {}).items() if k not in _SPEC_LARGE}
-    kept = {"metadata": _metadata(manifest), "spec": spec, "status": manifest.get("status") or {}}
-    return _interned(kept)
+    return {"metadata": _metadata(manifest), "spec": spec, "status": manifest.get("status") or {}}
 
 
 def _pod(manifest: Mapping[str, Any]) -> Manifest:
@@ -257,28 +285,17 @@ def _pod(manifest: Mapping[str, Any]) -> Manifest:
         kept.pop("initContainerStatuses", None)
         kept.pop("conditions", None)
     node = (manifest.get("spec") or {}).get("nodeName")
-    return _interned(
-        {
-            "metadata": _metadata(manifest),
-            "spec": {"nodeName": node} if node else {},
-            "status": kept,
-        }
-    )
+    return {
+        "metadata": _metadata(manifest),
+        "spec": {"nodeName": node} if node else {},
+        "status": kept,
+    }
 
 
-_INTERNED_CHARACTERS_MAX = 32
+def _packed(manifest: Manifest) -> bytes:
+    return zlib.compress(json.dumps(manifest, separators=(",", ":")).encode(), 1)
 
 
-def _interned(manifest: Mapping[str, Any]) -> Manifest:
-    """The same JSON, equal short strings kept once: they are most of a thousand objects."""
-    return {sys.intern(str(name)): _interned_value(value) for name, value in manifest.items()}
-
-
-def _interned_value(value: object) -> object:
-    if isinstance(value, str):
-        return sys.intern(value) if len(value) <= _INTERNED_CHARACTERS_MAX else value
-    if isinstance(value, Mapping):
-        return _interned(value)
-    if isinstance(value, list):
-        return [_interned_value(one) for one in value]
-    return value
+def _unpacked(packed: bytes) -> Manifest:
+    found: Manifest = json.loads(zlib.decompress(packed))
+    return found

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
-from hermes_operator.names import RunId, run_id
+from hermes_operator.names import LABEL_QUEUE, Phase, RunId, run_id
 from hermes_operator.status import Manifest, Status
 from hermes_runtime.document import HermesRun
 
@@ -44,6 +44,39 @@ class Run:
     def run_id(self) -> RunId:
         """The run's id in the store."""
         return run_id(self.key.namespace, self.key.name, self.uid)
+
+    @property
+    def in_line(self) -> RunInLine:
+        """What the line of runs needs to know of it."""
+        spec = None if isinstance(self.document, str) else self.document.spec
+        return RunInLine(
+            key=self.key,
+            created_at=self.created_at,
+            is_deleted=self.is_deleted,
+            is_readable=spec is not None,
+            has_queue=LABEL_QUEUE in self.labels,
+            suspend=spec is not None and spec.suspend,
+            attempt_asked=0 if spec is None else spec.attempt,
+            attempt=self.status.attempt,
+            phase=self.status.phase,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInLine:
+    """The little of a run that is looked at with all the others."""
+
+    key: RunKey
+    created_at: datetime
+    is_deleted: bool
+    is_readable: bool
+    """Its document can be read."""
+    has_queue: bool
+    suspend: bool
+    attempt_asked: int
+    attempt: int
+    """The last attempt begun."""
+    phase: Phase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +121,8 @@ class Delete:
     kind: str
     namespace: str
     name: str
+    uid: str
+    """Of the object that was seen: another that has its name by now stays."""
 
 
 Action = Apply | Patch | Delete
@@ -130,5 +165,7 @@ class Installation:
     """PersistentVolumeClaim of the model cache in the run's namespace; "": bundled models only."""
     hub_token_secret: str = ""
     """Secret with key `token` for gated models; "": none."""
+    hub_endpoint: str = ""
+    """Where a mirror of the Hub is; "": the Hub itself."""
     max_concurrent_runs: int = 0
     """Runs at a time in all namespaces together; 0: as many as there are."""

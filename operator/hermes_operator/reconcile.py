@@ -27,6 +27,7 @@ from hermes_operator.observed import (
     Installation,
     Patch,
     Run,
+    RunInLine,
     RunKey,
 )
 from hermes_operator.status import Manifest, Status
@@ -84,7 +85,7 @@ class Api(Protocol):
 
 
 Decide = Callable[[Run, Children, datetime, Installation, int | None], Decision]
-Positions = Callable[[Iterable[Run], int], Mapping[RunKey, int]]
+Positions = Callable[[Iterable[RunInLine], int], Mapping[RunKey, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +143,7 @@ class Reconciler:
         except ApiFailure as failure:
             log.warning("the API failed: %s", failure, extra=_about(run))
             if failure.code == CONFLICT:
-                await self._refresh(key)
+                await self._refresh(run)
             await self._count_failure(run, Reason.API_ERROR, str(failure))
             return Failed(error=str(failure), retry_after_seconds=failure.retry_after_seconds)
         except Exception as error:
@@ -188,9 +189,9 @@ class Reconciler:
                 was_there = await self._api.delete(action)
                 kind = _kind(action.kind)
                 if kind is not None and was_there:
-                    self._cache.deletion_asked(kind, action.namespace, action.name, self._now())
+                    self._cache.deletion_asked(kind, action.namespace, action.name, action.uid, self._now())
                 elif kind is not None:
-                    self._cache.forget_named(kind, action.namespace, action.name)
+                    self._cache.forget_uid(kind, action.namespace, action.name, action.uid)
                 log.info("deleted %s %s", action.kind, action.name, extra=_about(run))
             case _:
                 assert_never(action)
@@ -208,7 +209,8 @@ class Reconciler:
                     "namespace": run.key.namespace,
                     "name": run.key.name,
                     # The status can reach neither another run of the same name nor one that has changed:
-                    # a write whose answer was lost may have ended the run.
+                    # a write whose answer was lost may have ended the run. It is the version that sees to
+                    # both: of a status's uid the API server takes no notice.
                     "uid": run.uid,
                     "resourceVersion": run.version,
                 },
@@ -220,15 +222,16 @@ class Reconciler:
             log.info("phase %s", status.phase.value, extra=_about(run))
         return True
 
-    async def _refresh(self, key: RunKey) -> None:
+    async def _refresh(self, run: Run) -> None:
         """See the run as it is: what was written over was not what is there."""
+        key = run.key
         try:
             seen = await self._api.read_run(key)
         except ApiFailure as failure:
             log.warning("the run cannot be read: %s", failure)
             return
         if seen is None:
-            self._cache.forget_named(Kind.RUN, key.namespace, key.name)
+            self._cache.forget_uid(Kind.RUN, key.namespace, key.name, run.uid)
         else:
             self._cache.remember(Kind.RUN, seen)
 
@@ -288,7 +291,7 @@ class Turns:
     def _current(self) -> Mapping[RunKey, int]:
         if self._cap and self._computed_for != self._cache.runs_version:
             self._computed_for = self._cache.runs_version
-            self._known = self._positions(self._cache.runs(), self._cap)
+            self._known = self._positions(self._cache.line(), self._cap)
         return self._known
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from hermes_operator.observed import Installation
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
+_URL = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?", re.ASCII)
 
 
 class SettingsError(Exception):
@@ -39,6 +40,8 @@ class Settings:
     """HERMES_MODEL_CLAIM: PersistentVolumeClaim of the model cache. Default: none, bundled models only."""
     hub_token_secret: str = ""
     """HERMES_HUB_TOKEN_SECRET: Secret with key `token` for gated models. Default: none."""
+    hub_endpoint: str = ""
+    """HERMES_HUB_ENDPOINT: http(s)://host[:port][/path] of a mirror of the Hub. Default: the Hub itself."""
     max_concurrent_runs: int = 0
     """HERMES_MAX_CONCURRENT_RUNS: runs at a time in all namespaces. Default 0: no cap."""
     lease_namespace: str = ""
@@ -84,6 +87,7 @@ class Settings:
             store_ca_configmap=environment.get("HERMES_STORE_CA_CONFIGMAP", ""),
             model_claim=environment.get("HERMES_MODEL_CLAIM", ""),
             hub_token_secret=environment.get("HERMES_HUB_TOKEN_SECRET", ""),
+            hub_endpoint=_url(environment, "HERMES_HUB_ENDPOINT"),
             max_concurrent_runs=_whole(environment, "HERMES_MAX_CONCURRENT_RUNS", 0, 0, 1_000_000),
             lease_namespace=environment.get("HERMES_LEASE_NAMESPACE") or namespaces[0],
             lease_name=environment.get("HERMES_LEASE_NAME") or cls.lease_name,
@@ -107,6 +111,7 @@ class Settings:
             store_ca_configmap=self.store_ca_configmap,
             model_claim=self.model_claim,
             hub_token_secret=self.hub_token_secret,
+            hub_endpoint=self.hub_endpoint,
             max_concurrent_runs=self.max_concurrent_runs,
         )
 
@@ -153,4 +158,11 @@ def _address(environment: Mapping[str, str], variable: str, default: str) -> str
     host, _, port = found.rpartition(":")
     if not host or not port.isascii() or not port.isdecimal() or not 1 <= int(port) <= 65_535:
         raise SettingsError(f"{variable}: {found!r} is no host:port, for example {default}")
+    return found
+
+
+def _url(environment: Mapping[str, str], variable: str) -> str:
+    found = environment.get(variable, "")
+    if found and not _URL.fullmatch(found):
+        raise SettingsError(f"{variable}: {found!r} is no address, for example https://hub.example")
     return found

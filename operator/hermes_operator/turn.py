@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from hermes_operator.names import ENDED, LABEL_QUEUE, Phase
-from hermes_operator.observed import Run, RunKey
+from hermes_operator.names import ENDED, Phase
+from hermes_operator.observed import RunInLine, RunKey
 
 _WORKING = frozenset({Phase.PULLING, Phase.STARTING, Phase.RUNNING})
 
 
-def positions(runs: Iterable[Run], cap: int) -> dict[RunKey, int]:
+def positions(runs: Iterable[RunInLine], cap: int) -> dict[RunKey, int]:
     """For each run that must wait, its place: 1 for the next. Runs that need not wait are left out.
 
     `cap` 0: nobody waits.
@@ -24,12 +24,11 @@ def positions(runs: Iterable[Run], cap: int) -> dict[RunKey, int]:
         return {}
     working, wanting = 0, []
     for run in runs:
-        if run.is_deleted or isinstance(run.document, str) or LABEL_QUEUE in run.labels:
+        if run.is_deleted or not run.is_readable or run.has_queue:
             continue
-        spec = run.document.spec
-        if run.status.phase in _WORKING:
+        if run.phase in _WORKING:
             working += 1
-        elif not spec.suspend and (run.status.phase not in ENDED or spec.attempt > run.status.attempt):
+        elif not run.suspend and (run.phase not in ENDED or run.attempt_asked > run.attempt):
             wanting.append(run)
     wanting.sort(key=lambda run: (run.created_at, run.key))
     held = wanting[max(0, cap - working) :]

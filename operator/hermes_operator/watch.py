@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import aiohttp
 import kopf
+from kopf._cogs.structs.ephemera import AnyMemo
+from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 from lightkube.config.kubeconfig import SingleConfig
 
 from hermes_operator import names
@@ -313,6 +315,7 @@ async def watch(
     tasks = await kopf.spawn_tasks(
         registry=registry(watcher, config),
         settings=kopf_settings(watch_silence_seconds),
+        memories=_NoMemories(),
         namespaces=list(namespaces),
         standalone=True,
         stop_flag=stop,
@@ -351,6 +354,22 @@ class _NoProgress(kopf.ProgressStorage):
 
     def clear(self, *, essence: kopf.BodyEssence) -> kopf.BodyEssence:
         return essence
+
+
+class _NoMemories(ResourceMemories):
+    """What kopf remembers of each object, for daemons and handlers of changes: 1 KB an object, for ever."""
+
+    async def recall(
+        self,
+        raw_body: kopf.RawBody,
+        *,
+        memobase: AnyMemo | None = None,
+        noticed_by_listing: bool = False,
+        ephemeral: bool = False,
+    ) -> ResourceMemory:
+        return await super().recall(
+            raw_body, memobase=memobase, noticed_by_listing=noticed_by_listing, ephemeral=True
+        )
 
 
 class _AllTasks(Collection[Any]):

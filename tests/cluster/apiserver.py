@@ -14,12 +14,24 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster.binaries import Programs, programs
+
+AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [
+        {"level": "None", "userGroups": ["system:serviceaccounts:kube-system"]},
+        {"level": "Metadata", "userGroups": ["system:serviceaccounts"]},
+        {"level": "None"},
+    ],
+}
+"""What is written down: who of the installed ServiceAccounts asked for what. No bodies."""
 
 ADMIN_TOKEN = "cluster-admin-of-a-cluster-that-is-gone-after-the-test"
 READY_SECONDS_MAX = 60.0
@@ -43,6 +55,8 @@ class ApiServer:
     """What a client must trust."""
     kubeconfig: Path
     programs: Programs
+    audit_log: Path
+    """What ServiceAccounts asked for, one JSON object a line; AUDIT_POLICY says more."""
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         return self.programs.kubectl(self.kubeconfig, *arguments, stdin=stdin)
@@ -89,14 +103,17 @@ def write_kubeconfig(path: Path, url: str, certificate: Path, token: str) -> Pat
 
 
 @contextmanager
-def api_server(*, controllers: bool = False) -> Iterator[ApiServer]:
-    """Start one; it is ready when this enters, and gone with its data when it leaves."""
+def api_server(*, controllers: bool = False, flags: Sequence[str] = ()) -> Iterator[ApiServer]:
+    """Start one; it is ready when this enters, and gone with its data when it leaves.
+
+    `flags` are kube-apiserver's, behind those that are given here.
+    """
     built = programs()
     with ExitStack() as until_left:
         for start in range(1, STARTS_MAX + 1):
             attempt = ExitStack()
             try:
-                server = _start(attempt, built, controllers=controllers)
+                server = _start(attempt, built, controllers=controllers, flags=flags)
             except Died:
                 attempt.close()
                 if start == STARTS_MAX:
@@ -110,7 +127,7 @@ def api_server(*, controllers: bool = False) -> Iterator[ApiServer]:
         yield server
 
 
-def _start(running: ExitStack, built: Programs, *, controllers: bool) -> ApiServer:
+def _start(running: ExitStack, built: Programs, *, controllers: bool, flags: Sequence[str]) -> ApiServer:
     folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="hermes-api-")))
     client_port, peer_port, port = _free_ports(3)
     etcd_url = f"http://127.0.0.1:{client_port}"
@@ -130,6 +147,8 @@ def _start(running: ExitStack, built: Programs, *, controllers: bool) -> ApiServ
     subprocess.run(["openssl", "genrsa", "-out", signing_key, "2048"], check=True, capture_output=True)
     tokens = folder / "tokens.csv"
     tokens.write_text(f"{ADMIN_TOKEN},administrator,administrator,system:masters\n", encoding="utf-8")
+    policy, audit_log = folder / "audit-policy.json", folder / "audit.log"
+    policy.write_text(json.dumps(AUDIT_POLICY), encoding="utf-8")
     # Without its controller no namespace gets a ServiceAccount, and admission would refuse every pod.
     unneeded = [] if controllers else ["--disable-admission-plugins=ServiceAccount"]
     apiserver = [
@@ -148,7 +167,10 @@ def _start(running: ExitStack, built: Programs, *, controllers: bool) -> ApiServ
         "--endpoint-reconciler-type=none",
         "--allow-privileged",
         "--profiling=false",
+        f"--audit-policy-file={policy}",
+        f"--audit-log-path={audit_log}",
         *unneeded,
+        *flags,
     ]
     certificate = folder / "certificates" / "apiserver.crt"
     url = f"https://127.0.0.1:{port}"
@@ -158,6 +180,7 @@ def _start(running: ExitStack, built: Programs, *, controllers: bool) -> ApiServ
         certificate=certificate,
         kubeconfig=write_kubeconfig(folder / "kubeconfig", url, certificate, ADMIN_TOKEN),
         programs=built,
+        audit_log=audit_log,
     )
     _run(running, built, folder, etcd)
     process = _run(running, built, folder, apiserver)

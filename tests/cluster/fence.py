@@ -3,12 +3,14 @@
 Outside, on this host, two rules drop what comes from the cluster's bridge: what would be forwarded to
 another network, and what would open a connection to the host itself. Inside, on the node, one rule drops
 and counts, by the pod's own address, what a pod sends past pods, services and the node: the evidence for
-one run, where CoreDNS' look-ups at its upstream do not mix in. Not covered: IPv6, which the network has
-not got, and what the engine sends for itself. Called by tests.cluster.kind; tests read the counters.
+one run, where CoreDNS' look-ups at its upstream do not mix in; another notes whom a pod talks to at all.
+Not covered: IPv6, which the network has not got, and what the engine sends for itself. Called by
+tests.cluster.kind; tests read the counters.
 """
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from tests.cluster.engine import Engine, iptables
 
@@ -79,8 +81,14 @@ def watch_pods(engine: Engine, node: str) -> None:
             f"delete table ip {TABLE}",
             f"table ip {TABLE} {{",
             "  set leaving { type ipv4_addr; size 65535; flags dynamic; counter; }",
+            "  set reached {",
+            "    type ipv4_addr . ipv4_addr . inet_proto . inet_service; size 65535; flags dynamic;",
+            "  }",
             "  chain forward {",
             "    type filter hook forward priority -10;",
+            # what a pod asked for, not its answers; a Service's address is its pod's by now
+            f"    ip saddr {PODS} meta l4proto {{ tcp, udp }} ct direction original"
+            " update @reached { ip saddr . ip daddr . meta l4proto . th dport }",
             f"    ip saddr {PODS} ip daddr != {near} update @leaving {{ ip saddr }} drop",
             "  }",
             "}",
@@ -91,9 +99,22 @@ def watch_pods(engine: Engine, node: str) -> None:
 
 def left_by_pod(engine: Engine, node: str) -> dict[str, int]:
     """Packets that tried to leave, by the address of the pod that sent them; pods that did not are absent."""
-    listed = json.loads(engine.docker("exec", node, "nft", "-j", "list", "set", "ip", TABLE, "leaving"))
-    (found,) = [entry["set"] for entry in listed["nftables"] if "set" in entry]
     return {
         element["elem"]["val"]: int(element["elem"]["counter"]["packets"])
-        for element in found.get("elem", [])
+        for element in _elements(engine, node, "leaving")
     }
+
+
+def reached_by_pod(engine: Engine, node: str) -> dict[str, set[tuple[str, int]]]:
+    """Address and port of all that a pod has talked to, by the pod's address; what left is among it."""
+    reached: dict[str, set[tuple[str, int]]] = {}
+    for element in _elements(engine, node, "reached"):
+        source, target, _, port = element["concat"]
+        reached.setdefault(source, set()).add((target, port))
+    return reached
+
+
+def _elements(engine: Engine, node: str, name: str) -> list[dict[str, Any]]:
+    listed = json.loads(engine.docker("exec", node, "nft", "-j", "list", "set", "ip", TABLE, name))
+    (found,) = [entry["set"] for entry in listed["nftables"] if "set" in entry]
+    return list(found.get("elem", []))

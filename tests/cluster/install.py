@@ -14,6 +14,7 @@ from tests.cluster import kind
 from tests.cluster.binaries import ROOT, step
 
 NAMESPACE = "hermes-system"
+MODEL_CACHE = ("modelCache.enabled=true", "modelCache.size=1Gi")
 LOADED = "/kind/loaded"
 """Folder on the node that tells which image was loaded under each name."""
 VERSION = "0.1.0"
@@ -44,11 +45,14 @@ def install(environment: Mapping[str, str] = os.environ, *values: str) -> kind.C
     cluster.kubectl("apply", "--filename", "-", stdin=NAMESPACE_MANIFEST)
     with step("helm upgrade --install"):
         arguments = ["upgrade", "--install", "hermes", str(ROOT / "charts/hermes"), "--namespace", NAMESPACE]
-        arguments += ["--wait", "--timeout", "5m", "--set", f"images.runtime.tag={tag}"]
-        for value in values:
+        arguments += ["--set", f"images.runtime.tag={tag}"]
+        for value in (*MODEL_CACHE, *values):
             arguments += ["--set", value]
         helm = [str(cluster.programs.path("helm")), *arguments]
         subprocess.run(helm, env=cluster.environment(environment), check=True)
+        # Not Helm's --wait: the model cache is bound when a pod first uses it.
+        for workload in ("deployment/hermes-operator", "statefulset/hermes-store"):
+            cluster.kubectl("--namespace", NAMESPACE, "rollout", "status", workload, "--timeout=180s")
     return cluster
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tests.cluster import engine as engines
 from tests.cluster import fence
+from tests.cluster.apiserver import AUDIT_POLICY
 from tests.cluster.binaries import Programs, cluster_cache, locked, missing_go, programs, step
 from tests.cluster.engine import Engine
 from tests.cluster.node_image import base_image, node_image
@@ -23,6 +24,9 @@ NAME = "hermes"
 NODE = f"{NAME}-control-plane"
 NETWORK = "hermes-kind"
 BRIDGE = "br-hermes"
+AUDIT_LOG = "/var/log/kubernetes/audit.log"
+"""On the node: what ServiceAccounts asked for, as apiserver.AUDIT_POLICY has it."""
+_AUDIT_POLICY = "/etc/kubernetes/hermes-audit.json"
 BASE_IMAGE = "hermes-base:bookworm"
 STOCK_BASE = "python:3.11-slim-bookworm"
 BASE_PACKAGES = ("ca-certificates", "git", "procps", "python3", "python3-venv")
@@ -96,7 +100,7 @@ def _up(environment: Mapping[str, str]) -> Cluster:
             "--wait",
             "120s",
             *(["--image", image] if image else []),
-            stdin=json.dumps(_configuration(is_ours=not wanted)),
+            stdin=json.dumps(_configuration(_audit_policy(environment), is_ours=not wanted)),
         )
     fence.watch_pods(engine, NODE)
     with step("the cluster's own pods"):
@@ -145,19 +149,38 @@ def _node_runs(engine: Engine) -> bool:
     return bool(engine.docker("ps", "--quiet", "--filter", f"name=^{NODE}$").strip())
 
 
-def _configuration(*, is_ours: bool) -> dict[str, object]:
+def _audit_policy(environment: Mapping[str, str]) -> Path:
+    """The file that the node's API server reads."""
+    path = cluster_cache(environment) / "audit-policy.json"
+    path.write_text(json.dumps(AUDIT_POLICY), encoding="utf-8")
+    return path
+
+
+def _configuration(audit_policy: Path, *, is_ours: bool) -> dict[str, object]:
     """The node of our own image has its network configured already; kind's own brings kindnet."""
     networking = {"disableDefaultCNI": True, "kubeProxyMode": "iptables"} if is_ours else {}
     kubelet = {"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration"}
     # Root without CAP_SYS_RESOURCE may not make a process less likely to be killed than it is itself.
     patched = json.dumps({**kubelet, "oomScoreAdj": 0, "failCgroupV1": False})
+    mount = {"hostPath": str(audit_policy), "containerPath": _AUDIT_POLICY, "readOnly": True}
+    flags = {"audit-policy-file": _AUDIT_POLICY, "audit-log-path": AUDIT_LOG}
+    volumes = [
+        {"name": "audit-policy", **_mounted(_AUDIT_POLICY), "readOnly": True, "pathType": "File"},
+        {"name": "audit-log", **_mounted(str(Path(AUDIT_LOG).parent)), "pathType": "DirectoryOrCreate"},
+    ]
+    # As kubeadm's v1beta3 has it, which kind speaks up to Kubernetes 1.35; our own node image is of 1.34.
+    audited = {"kind": "ClusterConfiguration", "apiServer": {"extraArgs": flags, "extraVolumes": volumes}}
     return {
         "kind": "Cluster",
         "apiVersion": "kind.x-k8s.io/v1alpha4",
         "networking": networking,
-        "nodes": [{"role": "control-plane"}],
-        "kubeadmConfigPatches": [patched] if is_ours else [],
+        "nodes": [{"role": "control-plane", "extraMounts": [mount]}],
+        "kubeadmConfigPatches": [patched, json.dumps(audited)] if is_ours else [],
     }
+
+
+def _mounted(path: str) -> dict[str, object]:
+    return {"hostPath": path, "mountPath": path}
 
 
 def _kind(cluster: Cluster, *arguments: str, stdin: str | None = None) -> None:

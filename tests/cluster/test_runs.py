@@ -1,171 +1,137 @@
-"""Whole runs on a cluster with HERMES installed: what comes out, and what survives.
+"""Whole runs on a cluster with HERMES installed: what comes out, and what survives in their own pods.
 
-They use the cluster that is up and the release on it (`python -m tests.cluster install`), and skip where
-there is none; HERMES_CLUSTER=1 makes both. The runtime image must be the whole one: a model is loaded.
+What is lost around them (store, operator, kubelet) is in test_lost.py, what is refused in test_refused.py.
 """
 
 import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.cluster.binaries import ROOT
-from tests.cluster.install import NAMESPACE, install
-from tests.cluster.kind import Cluster
+from tests.cluster import fence, kind
+from tests.cluster.runs import (
+    RESULTS,
+    Folder,
+    Hermes,
+    Run,
+    done,
+    index_of,
+    kill,
+    pod_of_runtime,
+    process_of,
+    told_of,
+    until,
+)
 
-Manifest = dict[str, Any]
-WAIT_SECONDS = 600
+CONTAINERS = ("driver", "model", "tester", "store")
+SUSPENDED = "suspended"
 
-
-@pytest.fixture(scope="session")
-def hermes(kind_cluster: Cluster) -> Cluster:
-    """The cluster, with HERMES on it."""
-    if os.environ.get("HERMES_CLUSTER") == "1":
-        return install()
-    try:
-        kind_cluster.kubectl("-n", NAMESPACE, "get", "deployment", "hermes-operator")
-    except RuntimeError:
-        pytest.skip("HERMES is not on the cluster: python -m tests.cluster install")
-    return kind_cluster
-
-
-def document(name: str, **spec: Any) -> Manifest:
-    """Three defects under an arm and the control, in two shards."""
-    evaluate = {"instances": {"mutants": {"count": 3}}, "arms": ["PM"], "control": "enumerate"}
-    return {
-        "apiVersion": "hermes.dev/v1alpha1",
-        "kind": "HermesRun",
-        "metadata": {"name": name},
-        "spec": {"seed": 42, "evaluate": evaluate, "shardSize": 2, **spec},
-    }
-
-
-def apply(cluster: Cluster, run: Manifest) -> None:
-    cluster.kubectl("-n", NAMESPACE, "apply", "--filename", "-", stdin=json.dumps(run))
-
-
-def get(cluster: Cluster, kind: str, *arguments: str) -> Manifest:
-    return dict(json.loads(cluster.kubectl("-n", NAMESPACE, "get", kind, *arguments, "--output", "json")))
-
-
-def status(cluster: Cluster, name: str) -> Manifest:
-    return dict(get(cluster, "hermesrun", name).get("status") or {})
-
-
-def until(cluster: Cluster, name: str, holds: Callable[[Manifest], bool]) -> Manifest:
-    """The run's status once that holds."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while time.monotonic() < deadline:
-        found = status(cluster, name)
-        if holds(found):
-            return found
-        if found.get("phase") == "Failed":
-            break
-        time.sleep(1)  # a cluster of another process is polled: nothing here could tell
-    raise AssertionError(f"{name}: {json.dumps(status(cluster, name), indent=1)}")
-
-
-def succeeded(found: Manifest) -> bool:
-    return found.get("phase") == "Succeeded"
-
-
-def children(cluster: Cluster, name: str) -> list[str]:
-    words = ["jobs,pods,serviceaccounts,networkpolicies", "--selector", f"hermes.dev/run={name}"]
-    return [f"{one['kind']}/{one['metadata']['name']}" for one in get(cluster, *words)["items"]]
-
-
-def predictions(folder: Path) -> dict[str, dict[str, str]]:
-    """Arm -> instance -> patch."""
-    return {
-        file.stem: {row["instance_id"]: row["model_patch"] for row in map(json.loads, _lines(file))}
-        for file in sorted((folder / "predictions").glob("*.jsonl"))
-    }
-
-
-def _lines(file: Path) -> list[str]:
-    return file.read_text("utf-8").splitlines()
-
-
-def fetch(cluster: Cluster, name: str, out: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "hermes_runtime.cli", "fetch", name, "--namespace", NAMESPACE]
-    subprocess.run(
-        [*command, "--installation", NAMESPACE, "--out", str(out)],
-        env=cluster.environment(os.environ),
-        check=True,
-        timeout=WAIT_SECONDS,
-    )
-    return dict(json.loads((out / "summary.json").read_bytes()))
-
-
-@pytest.fixture(scope="session")
-def on_this_machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the same document's run without a cluster."""
-    folder = tmp_path_factory.mktemp("laptop")
-    file = folder / "run.yaml"
-    file.write_text(json.dumps(document("laptop")))
-    command = [sys.executable, "-m", "hermes_runtime.cli", "run", "--file", str(file)]
-    cache = os.environ.get("HERMES_CACHE") or str(ROOT / "build" / "cache")
-    subprocess.run(
-        [*command, "--out", str(folder / "out"), "--cache", cache], check=True, timeout=WAIT_SECONDS
-    )
-    return folder / "out"
+LEAVER = """
+import socket
+try:
+    socket.create_connection(("192.0.2.1", 443), timeout=2)
+except OSError:
+    pass
+else:
+    raise SystemExit("through")
+"""
 
 
 def test_a_run_brings_the_results_of_one_machine_and_leaves_nothing_but_them(
-    hermes: Cluster, on_this_machine: Path, tmp_path: Path
+    hermes: Hermes, run: Callable[..., Run], on_this_machine: Folder, tmp_path: Path
 ) -> None:
-    name = "whole"
-    apply(hermes, document(name))
-    found = until(hermes, name, succeeded)
-    assert found["progress"]["doneOfTotal"] == "6/6"
+    engine = hermes.cluster.engine
+    left_before = fence.left_by_pod(engine, kind.NODE)
+    reached_before = fence.reached_by_pod(engine, kind.NODE)
+    whole = run("whole", parallelism=2)
+    found = whole.succeeds()
+    assert found["progress"]["doneOfTotal"] == f"{RESULTS}/{RESULTS}"
     assert found["shards"]["succeeded"] == 2
-    conditions = {one["type"]: one for one in found["conditions"]}
-    assert conditions["Hermetic"]["status"] == "True"
-    assert found["loaded"]["weightBytes"] > 0
-    fetched = fetch(hermes, name, tmp_path / "run")
-    assert predictions(tmp_path / "run") == predictions(on_this_machine)
-    assert any(patch for arm in predictions(on_this_machine).values() for patch in arm.values())
-    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
-    assert fetched["hermetic"]["attempts"] == 0
-    assert len(json.dumps(get(hermes, "hermesrun", name))) < 8 * 1024
-    hermes.kubectl("-n", NAMESPACE, "delete", "hermesrun", name, "--wait")
-    deadline = time.monotonic() + 60
-    while children(hermes, name) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert children(hermes, name) == []
+    conditions = {one["type"]: (one["status"], one["reason"]) for one in found["conditions"]}
+    assert conditions == {
+        "Accepted": ("True", "DocumentValid"),
+        "ModelVerified": ("Unknown", "VerifiedWhenLoaded") if hermes.is_slim else ("True", "Bundled"),
+        "Started": ("True", "DriverStarted"),
+        "Complete": ("True", "AllShardsDone"),
+        "Hermetic": ("True", "NoSocketAttempted"),
+        "Reconciled": ("True", "InStep"),
+    }
+    assert hermes.is_slim or found["loaded"]["weightBytes"] > 0
+    addresses = {pod["status"]["podIP"] for pod in whole.pods()}
+    assert len(addresses) == 2
+
+    folder = whole.fetch(tmp_path / "run")
+    assert folder.predictions() == on_this_machine.predictions()
+    assert any(on_this_machine.predictions()["PM"].values())  # the team itself has solved one
+    assert folder.recorded() == on_this_machine.recorded()
+    assert (folder.path / "report.html").stat().st_size > 10_000
+    assert folder.summary()["hermetic"]["attempts"] == 0
+    assert len(json.dumps(whole.manifest)) < 8 * 1024
+
+    leaver = done(hermes, pod_of_runtime(hermes, "leaver", LEAVER))["status"]["podIP"]
+    left, reached = fence.left_by_pod(engine, kind.NODE), fence.reached_by_pod(engine, kind.NODE)
+    assert left[leaver] > left_before.get(leaver, 0)  # what is not sealed, and tries, is counted
+    assert ("192.0.2.1", 443) in reached[leaver]
+    store = (hermes.get("pod", "hermes-store-0")["status"]["podIP"], 7443)
+    names = hermes.get("pods", "--namespace", "kube-system", "--selector", "k8s-app=kube-dns")["items"]
+    for address in addresses:
+        assert left.get(address, 0) == left_before.get(address, 0)
+        of_this_run = reached[address] - reached_before.get(address, set())
+        assert store in of_this_run
+        assert of_this_run <= {store, *((pod["status"]["podIP"], 53) for pod in names)}
+    whole.delete()
+    until("children collected", lambda: not whole.children(), 60)
 
 
-@pytest.mark.parametrize("victim", ["driver", "model", "tester", "store"])
+@pytest.fixture(scope="module")
+def disturbed(hermes: Hermes, script: Path) -> dict[str, Run]:
+    """A run for each container that is killed in its middle, and one that is suspended there; at once."""
+
+    def disturb(name: str) -> Run:
+        run = hermes.start(f"disturbed-{name}")
+        if name == SUSPENDED:
+            run.in_the_middle(1)
+            run.edit(suspend=True)
+        else:
+            pid = process_of(hermes, run.pod_at_work(), name)
+            run.in_the_middle()
+            kill(hermes, pid)
+        return run
+
+    names = (*CONTAINERS, SUSPENDED)
+    with ThreadPoolExecutor() as at_once:
+        return dict(zip(names, at_once.map(disturb, names), strict=True))
+
+
+@pytest.mark.parametrize("victim", CONTAINERS)
 def test_a_container_killed_in_mid_run_loses_and_doubles_nothing(
-    hermes: Cluster, on_this_machine: Path, tmp_path: Path, victim: str
+    disturbed: dict[str, Run], on_this_machine: Folder, tmp_path: Path, victim: str
 ) -> None:
-    name = f"killed-{victim}"
-    apply(hermes, document(name))
-    until(hermes, name, lambda found: found.get("phase") == "Running")
-    pod = get(hermes, "pods", "--selector", f"hermes.dev/run={name}")["items"][0]["metadata"]["name"]
-    kill = "import os, signal; [os.kill(int(p), signal.SIGKILL) for p in os.listdir('/proc') if p.isdigit() "
-    kill += "and int(p) not in (1, os.getpid())]"
-    hermes.kubectl("-n", NAMESPACE, "exec", pod, "--container", victim, "--", "python3", "-c", kill)
-    until(hermes, name, succeeded)
-    fetch(hermes, name, tmp_path / "run")
-    assert predictions(tmp_path / "run") == predictions(on_this_machine)
-    hermes.kubectl("-n", NAMESPACE, "delete", "hermesrun", name, "--wait=false")
+    killed = disturbed[victim]
+    killed.succeeds()
+    pods = [pod for pod in killed.pods() if index_of(pod) == 0]
+    # a driver's end is its pod's: the shard is tried again; a sidecar is started again where it was
+    assert len(pods) == (2 if victim == "driver" else 1)
+    assert victim == "driver" or told_of(pods[0], victim)["restartCount"] == 1
+    folder = killed.fetch(tmp_path / "run")
+    assert folder.predictions() == on_this_machine.predictions()
+    assert folder.recorded() == on_this_machine.recorded()
+    killed.delete()
 
 
-def test_a_suspended_run_goes_on_where_it_was(hermes: Cluster, on_this_machine: Path, tmp_path: Path) -> None:
-    name = "paused"
-    apply(hermes, document(name))
-    until(hermes, name, lambda found: (found.get("shards") or {}).get("succeeded", 0) >= 1)
-    apply(hermes, document(name, suspend=True))
-    until(hermes, name, lambda found: found.get("phase") == "Suspended")
-    apply(hermes, document(name))
-    until(hermes, name, succeeded)
-    fetch(hermes, name, tmp_path / "run")
-    assert predictions(tmp_path / "run") == predictions(on_this_machine)
-    hermes.kubectl("-n", NAMESPACE, "delete", "hermesrun", name, "--wait=false")
+def test_a_suspended_run_goes_on_where_it_was(
+    disturbed: dict[str, Run], on_this_machine: Folder, tmp_path: Path
+) -> None:
+    paused = disturbed[SUSPENDED]
+    paused.until("Suspended", lambda found: found.get("phase") == "Suspended")
+    until("no pod at work", lambda: all(pod["status"]["phase"] == "Succeeded" for pod in paused.pods()), 60)
+    assert paused.conditions["Started"]["reason"] == "Suspended"
+    paused.edit(suspend=False)
+    paused.succeeds()
+    assert [index_of(pod) for pod in paused.pods()].count(0) == 1
+    folder = paused.fetch(tmp_path / "run")
+    assert folder.predictions() == on_this_machine.predictions()
+    assert folder.recorded() == on_this_machine.recorded()
+    paused.delete()

@@ -42,7 +42,12 @@ EVERYTHING: dict[str, Any] = {
         "persistence": {"storageClass": "fast"},
         "nodeSelector": {"disk": "ssd"},
     },
-    "modelCache": {"enabled": True, "accessModes": ["ReadWriteMany"], "hubTokenSecret": "hub"},
+    "modelCache": {
+        "enabled": True,
+        "accessModes": ["ReadWriteMany"],
+        "hubTokenSecret": "hub",
+        "hubEndpoint": "https://hub.example",
+    },
     "backup": {"enabled": True},
     "monitoring": {
         "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
@@ -294,6 +299,7 @@ def test_the_operator_reads_the_settings_that_it_is_given(everything):
         store_ca_configmap="store-ca",
         model_claim="hermes-models",
         hub_token_secret="hub",
+        hub_endpoint="https://hub.example",
         max_concurrent_runs=4,
         lease_namespace="hermes",
         pod_name="hermes-operator-0",

@@ -2,7 +2,8 @@
 
 It speaks as much as the operator needs: discovery, LIST in pages, WATCH with bookmarks, server-side apply
 of one manager (what it applied before and does not now goes away), merge patch, status, Leases, Events,
-and the collection of what a deleted object owned. Every request is recorded. `Kubelet` makes pods of Jobs
+and the collection of what a deleted object owned. What it answers to a write over another version or
+another object is what a real API server answers. Every request is recorded. `Kubelet` makes pods of Jobs
 and lets them end, so that a run lives its whole life.
 """
 
@@ -36,6 +37,8 @@ _GROUPS = {
     "apiextensions.k8s.io": {"customresourcedefinitions": "CustomResourceDefinition"},
 }
 _VERSIONS = {"hermes.dev": "v1alpha1"}
+_NEVER_BLIND = {"hermesruns", "leases"}
+"""What may not be replaced without saying which version of it."""
 _CLUSTER_WIDE = {"namespaces", "customresourcedefinitions"}
 
 
@@ -270,35 +273,53 @@ class FakeApi:
                     body["metadata"]["name"] = body["metadata"]["generateName"] + uuid.uuid4().hex[:5]
                 if self.get(resource, namespace, body["metadata"]["name"]) is not None:
                     return _status(409, "AlreadyExists")
+                if body["metadata"].get("resourceVersion"):
+                    return _status(500, "InternalError")  # "should not be set on objects to be created"
                 body["metadata"]["namespace"] = namespace
                 return 201, self._store(resource, body, None)
             case "update":
+                version = body["metadata"].get("resourceVersion")
+                if known is None and resource == "leases":  # the one kind that is made by replacing it
+                    body["metadata"]["namespace"] = namespace
+                    return 201, self._store(resource, body, None)
                 if known is None:
                     return _status(404, "NotFound")
-                if body["metadata"].get("resourceVersion") != known["metadata"]["resourceVersion"]:
+                if not version and resource in _NEVER_BLIND:
+                    return _status(422, "Invalid")
+                if version not in (None, known["metadata"]["resourceVersion"]):
+                    return _status(409, "Conflict")
+                if body["metadata"].get("uid") not in (None, known["metadata"]["uid"]):
                     return _status(409, "Conflict")
                 return 200, self._store(resource, body, known)
             case "delete":
                 if known is None:
                     return _status(404, "NotFound")
+                for wanted in (body.get("preconditions") or {}).items():
+                    if wanted not in known["metadata"].items():
+                        return _status(409, "Conflict")
                 self.remove(resource, namespace, name)
                 return 200, {"kind": "Status", "apiVersion": "v1", "status": "Success"}
             case "patch":
                 if known is None:
                     return _status(404, "NotFound")
+                refused = _refused(known, body, is_status=seen.resource != resource)
+                if refused is not None:
+                    return refused
                 return 200, self._store(resource, _merged(copy.deepcopy(known), body), known)
             case "apply":
                 return self._apply(seen, resource, body, known)
         raise AssertionError(seen)
 
     def _apply(self, seen: Seen, resource: str, body: Object, known: Object | None) -> tuple[int, Object]:
+        is_status = seen.resource != resource
+        refused = None if known is None else _refused(known, body, is_status=is_status)
+        if refused is not None:
+            return refused
         wanted_uid = body["metadata"].pop("uid", None)
-        wanted_version = body["metadata"].pop("resourceVersion", None)
-        if known is None and (wanted_uid or seen.resource.endswith("/status")):
-            return _status(404 if seen.resource.endswith("/status") else 409, "NotFound")
-        if known is not None and wanted_uid not in (None, known["metadata"]["uid"]):
-            return _status(409, "Conflict")
-        if known is not None and wanted_version not in (None, known["metadata"]["resourceVersion"]):
+        body["metadata"].pop("resourceVersion", None)
+        if known is None and is_status:
+            return _status(404, "NotFound")
+        if known is None and wanted_uid:
             return _status(409, "Conflict")
         key = (seen.resource, seen.namespace, seen.name)
         base = copy.deepcopy(known) if known is not None else {}
@@ -562,6 +583,17 @@ def _without(base: Object, applied: Object) -> None:
                 del base[key]
         else:
             base.pop(key, None)
+
+
+def _refused(known: Object, body: Object, *, is_status: bool) -> tuple[int, Object] | None:
+    """Why a patch cannot be: it is of another version, or of another object; None: it can be."""
+    metadata = body.get("metadata") or {}
+    if metadata.get("resourceVersion") not in (None, known["metadata"]["resourceVersion"]):
+        return _status(409, "Conflict")
+    # With a status the rest of the object is not looked at.
+    if not is_status and metadata.get("uid") not in (None, known["metadata"]["uid"]):
+        return _status(422, "Invalid")
+    return None
 
 
 def _status(code: int, reason: str) -> tuple[int, Object]:

@@ -1,4 +1,4 @@
-"""A hub on 127.0.0.1 with one repository: the routes that a pull asks, faults included."""
+"""A hub with one repository: the routes that a pull asks, faults included. On 127.0.0.1, or in a pod."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ class Hub:
     files: dict[str, bytes]
     card: dict[str, object] = field(default_factory=lambda: {"license": "apache-2.0"})
     gated: bool = False
+    token: str = ""
+    """Who shows it is let in although the repository is gated."""
     cut_at: int | None = None
     """Bytes after which the connection of a large file's download is cut, once."""
     is_down_after_cut: bool = False
@@ -61,8 +63,8 @@ def git_sha1(data: bytes) -> str:
 
 
 @contextmanager
-def running(hub: Hub) -> Iterator[Hub]:
-    """`hub` at its `endpoint`."""
+def running(hub: Hub, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[Hub]:
+    """`hub` at its `endpoint`; port 0: any that is free."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -91,7 +93,8 @@ def running(hub: Hub) -> Iterator[Hub]:
                 self.fail(401, "RepoNotFound", "Repository not found")
 
         def resolve(self, name: str) -> None:
-            if hub.gated:
+            is_let_in = hub.token and self.headers.get("Authorization") == f"Bearer {hub.token}"
+            if hub.gated and not is_let_in:
                 self.fail(403, "GatedRepo", "Access to this model is restricted")
                 return
             data = hub.files[name]
@@ -132,7 +135,7 @@ def running(hub: Hub) -> Iterator[Hub]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer((host, port), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, name="hub", daemon=True)
     thread.start()

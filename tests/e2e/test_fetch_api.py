@@ -14,44 +14,35 @@ import yaml
 
 from hermes_runtime.errors import BadInput, Denied, NotFound, PeerLost
 from hermes_runtime.evaluate.cluster import CA_ANNOTATION, Installation, KubernetesApi
+from tests.cluster import audit
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.fixtures import bare_api as bare_api
 from tests.cluster.fixtures import kind_cluster as kind_cluster
 from tests.cluster.kind import Cluster
+from tests.cluster.rights import Account, Right, chart_access, rights, unused, without
 
 AT = Installation(namespace="hermes")
+FRIEND = Account(AT.namespace, "friend")
 STORE_LABELS = {"app": "store"}
 
 
 def objects() -> list[dict[str, Any]]:
-    """An installation without its processes, and two people."""
+    """An installation without its processes, and two people, one of whom is bound to the chart's role."""
     here = {"namespace": AT.namespace}
-    rules = [
-        {"apiGroups": [""], "resources": ["serviceaccounts/token"], "verbs": ["create"]},
-        {"apiGroups": [""], "resources": ["services", "configmaps"], "verbs": ["get"]},
-        {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]},
-        {"apiGroups": [""], "resources": ["pods/portforward"], "verbs": ["get", "create"]},
-    ]
     ports = [{"name": "grpc", "port": AT.port, "targetPort": "grpc"}]
     role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "hermes-fetch"}
     return [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": AT.namespace}},
         *(
             {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {**here, "name": name}}
-            for name in (AT.reader, "friend", "stranger")
+            for name in (AT.reader, FRIEND.name, "stranger")
         ),
-        {
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "Role",
-            "metadata": {**here, "name": "hermes-fetch"},
-            "rules": rules,
-        },
         {
             "apiVersion": "rbac.authorization.k8s.io/v1",
             "kind": "RoleBinding",
             "metadata": {**here, "name": "friends"},
             "roleRef": role,
-            "subjects": [{"kind": "ServiceAccount", "name": "friend", "namespace": AT.namespace}],
+            "subjects": [{"kind": "ServiceAccount", "name": FRIEND.name, "namespace": AT.namespace}],
         },
         {
             "apiVersion": "v1",
@@ -81,8 +72,16 @@ def objects() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def installed(bare_api: ApiServer) -> ApiServer:
-    bare_api.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(objects()))
+def access(bare_api: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The chart's accounts and roles, and who is bound to them."""
+    folder, values = tmp_path_factory.mktemp("helm"), ("secret=store-tls", "caConfigMap=store-ca")
+    rendered = chart_access(bare_api.programs, folder, AT.namespace, *(f"store.tls.{one}" for one in values))
+    return [*objects(), *rendered]
+
+
+@pytest.fixture(scope="module")
+def installed(bare_api: ApiServer, access: list[dict[str, Any]]) -> ApiServer:
+    bare_api.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(access))
     return bare_api
 
 
@@ -124,9 +123,10 @@ def test_the_authority_is_found_by_the_services_annotation(installed: ApiServer,
 
 
 def test_what_is_not_there_is_named(installed: ApiServer, tmp_path: Path):
-    api = api_of(installed, "friend", tmp_path)
+    everything = KubernetesApi(context=None, environment={"KUBECONFIG": str(installed.kubeconfig)})
     with pytest.raises(NotFound, match="Service other in namespace hermes is not there"):
-        api.connect(Installation(namespace="hermes", service="other"))
+        everything.connect(Installation(namespace="hermes", service="other"))
+    api = api_of(installed, "friend", tmp_path)
     with pytest.raises(NotFound, match="has no port 80: see --store"):
         api.connect(Installation(namespace="hermes", port=80))
     with pytest.raises(BadInput, match="no cluster to ask"):
@@ -141,6 +141,24 @@ def test_only_a_pod_that_is_ready_is_connected_to(installed: ApiServer, tmp_path
     patch(installed, "pod/hermes-store-0", ready, "--subresource", "status")
     with pytest.raises((BadInput, PeerLost), match="a port-forward to pod hermes-store-0"):
         api.connect(AT)  # it runs on no node
+
+
+def test_the_charts_role_gives_a_friend_what_fetching_asks_for_and_one_verb_for_newer_servers(
+    installed: ApiServer, access: list[dict[str, Any]], tmp_path: Path
+):
+    api = api_of(installed, FRIEND.name, tmp_path)
+    api.token(AT)
+    api.authority(Installation(namespace="hermes", ca_config_map="store-ca"))
+    ready = {"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}}
+    patch(installed, "pod/hermes-store-0", ready, "--subresource", "status")
+    with pytest.raises((BadInput, PeerLost), match="a port-forward to pod hermes-store-0"):
+        api.connect(AT)
+
+    held, asked = rights(access, FRIEND), audit.recorded(installed, FRIEND.user)
+    # Kubernetes 1.35 asks for it too when a GET becomes a WebSocket.
+    upgrade = Right(AT.namespace, "", "pods/portforward", "create", "hermes-store-0")
+    assert unused(held, asked) == {upgrade}
+    assert without(held, asked) == []
 
 
 async def test_bytes_go_through_a_real_port_forward_and_back(kind_cluster: Cluster):

@@ -10,7 +10,7 @@ import pytest
 from hermes_operator.decide.failure import LEGAL, is_legal
 from hermes_operator.names import Condition, Phase, Reason, Who
 from hermes_operator.status import Failure, Manifest, Status
-from tests.unit.sample_cluster import a_job, a_pod, a_report, a_run, begun, decided, ended, exited
+from tests.unit.sample_cluster import a_job, a_pod, a_report, a_run, at, begun, decided, ended, exited
 
 RUN = a_run(backoffLimit=0)
 BEGUN = replace(RUN, status=begun(RUN))
@@ -141,3 +141,17 @@ def test_whatever_a_driver_says_of_its_failure_is_told_legally(who: str):
         assert is_legal(status)
         assert status.failure is not None
         assert status.failure.who == (who if who in tuple(Who) else Who.AGENT)
+
+
+def test_the_newest_pod_of_a_shard_tells_though_the_count_of_failures_began_anew_with_a_resumption():
+    job = failed(failed_indexes="", reason="PodFailurePolicy")
+    before = a_pod(job, 0, phase="Failed", driver=exited(1, a_report(done=1)), failures=1)
+    words = {"who": "user", "reason": "BadInput", "message": "no such package"}
+    told = exited(2, a_report(failure=words))
+    resumed = a_pod(job, 0, phase="Failed", driver=told, failures=0, name="resumed")
+    resumed["metadata"]["creationTimestamp"] = at(-20)
+
+    failure = decided(BEGUN, job, before, resumed).status.failure
+
+    assert failure is not None
+    assert (failure.reason, failure.message) == (Reason.BAD_INPUT, "1 of 2 shards; shard 0: no such package")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from hermes_operator.names import Condition, Phase, Reason
 from hermes_operator.observed import Patch
+from hermes_operator.status import Manifest
 from tests.unit.sample_cluster import HUB, a_job, a_pod, a_pull, a_run, begun, decided, done_to
 
 
@@ -35,6 +37,31 @@ def test_resuming_sets_the_job_going_and_the_clock_anew():
     assert patch.patch == {"spec": {"suspend": False}}
     assert decision.status.phase is Phase.STARTING
     assert (decision.status.attempt_started_at or begun(run)) != begun(run).attempt_started_at
+
+
+def test_a_job_is_resumed_without_a_deadline_that_would_count_from_before_and_gets_it_back():
+    run = a_run(activeDeadlineSeconds=100)
+    status = decided(replace(run, status=begun(run)), a_job(run)).status
+    stopped = [{"type": "Suspended", "status": "True"}]
+
+    def patched(**job: Any) -> list[Manifest]:
+        decision = decided(replace(run, status=status), a_job(run, conditions=stopped, **job), seconds=500)
+        return [one.patch["spec"] for one in decision.actions if isinstance(one, Patch)]
+
+    assert patched(suspend=True) == [{"suspend": False, "activeDeadlineSeconds": None}]
+    assert patched(suspend=False, activeDeadlineSeconds=None) == []
+    stopped[0]["status"] = "False"
+    assert patched(suspend=False, activeDeadlineSeconds=None) == [{"activeDeadlineSeconds": 100}]
+    assert patched(suspend=False) == []
+
+
+def test_a_job_that_was_just_resumed_is_not_blamed_for_having_no_pod():
+    run = a_run()
+    stopped = [{"type": "Suspended", "status": "True"}]
+    job = a_job(run, activeDeadlineSeconds=None, conditions=stopped)
+    decision = decided(replace(run, status=begun(run)), job, seconds=500)
+    assert decision.announcements == ()
+    assert decision.status.conditions[Condition.STARTED].message == ""
 
 
 def test_a_resumed_run_waits_for_its_turn_like_any_other():

@@ -61,7 +61,9 @@ def a_waiting(name: str, minutes: int, phase: Phase = Phase.PENDING, **more: Any
     ],
 )
 def test_positions(runs: list[Run], cap: int, waiting: dict[str, int]):
-    assert positions(runs, cap) == {RunKey("lab", name): place for name, place in waiting.items()}
+    assert positions([run.in_line for run in runs], cap) == {
+        RunKey("lab", name): place for name, place in waiting.items()
+    }
 
 
 def test_a_long_line_is_told_in_steps():

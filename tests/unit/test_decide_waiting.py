@@ -43,6 +43,11 @@ def pending(
             "models",
         ),
         (
+            pending(conditions=unscheduled("0/1 nodes: pod has unbound immediate PersistentVolumeClaims")),
+            Reason.VOLUME_NOT_BOUND,
+            "claim models: 0/1 nodes",
+        ),
+        (
             pending(waiting("ErrImagePull", "no such image")),
             Reason.IMAGE_PULL_FAILED,
             "driver: no such image",

@@ -35,6 +35,7 @@ WHOLE = Installation(
     store_ca_configmap="hermes-store-ca",
     model_claim="hermes-models",
     hub_token_secret="hub",
+    hub_endpoint="https://hub.example",
 )
 
 
@@ -115,6 +116,7 @@ INSTALLATIONS = st.builds(
     store_ca_configmap=st.sampled_from(["", "ca"]),
     model_claim=st.just("models"),
     hub_token_secret=st.sampled_from(["", "hub"]),
+    hub_endpoint=st.sampled_from(["", "https://hub.example"]),
 )
 
 

@@ -180,7 +180,7 @@ def test_of_a_job_everything_but_its_template_is_kept(cache):
 
 def test_a_job_that_we_deleted_counts_as_being_deleted_until_the_api_says_more(cache):
     cache.remember(Kind.JOB, child("Job", 5))
-    cache.deletion_asked(Kind.JOB, "research", "hermes-first-1", datetime(2026, 1, 1, tzinfo=UTC))
+    cache.deletion_asked(Kind.JOB, "research", "hermes-first-1", "c-1", datetime(2026, 1, 1, tzinfo=UTC))
 
     kept = cache.children(KEY).jobs["hermes-first-1"]
     assert kept["metadata"]["deletionTimestamp"] == "2026-01-01T00:00:00Z"
@@ -190,15 +190,21 @@ def test_a_job_that_we_deleted_counts_as_being_deleted_until_the_api_says_more(c
 
 def test_a_run_that_we_deleted_counts_as_being_deleted(cache):
     cache.remember(Kind.RUN, run_object(5))
-    cache.deletion_asked(Kind.RUN, "research", "first", datetime(2026, 1, 1, tzinfo=UTC))
+    cache.deletion_asked(Kind.RUN, "research", "first", "another", datetime(2026, 1, 1, tzinfo=UTC))
+    assert not cache.run(KEY).is_deleted
+    cache.deletion_asked(Kind.RUN, "research", "first", "u-1", datetime(2026, 1, 1, tzinfo=UTC))
 
     assert cache.run(KEY).is_deleted
 
 
-def test_a_name_that_the_api_does_not_know_is_forgotten(cache):
-    cache.remember(Kind.JOB, child("Job", 5))
+def test_what_the_api_does_not_know_is_forgotten_and_another_of_its_name_is_not(cache):
+    job = child("Job", 5)
+    uid = job["metadata"]["uid"]
+    cache.remember(Kind.JOB, job)
 
-    assert cache.forget_named(Kind.JOB, "research", "hermes-first-1") == KEY
+    assert cache.forget_uid(Kind.JOB, "research", "hermes-first-1", "another") is None
+    assert list(cache.children(KEY).jobs) == ["hermes-first-1"]
+    assert cache.forget_uid(Kind.JOB, "research", "hermes-first-1", uid) == KEY
     assert cache.remember(Kind.JOB, child("Job", 5)) is None
 
 

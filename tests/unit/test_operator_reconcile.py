@@ -20,6 +20,7 @@ from hermes_operator.observed import (
     Installation,
     Patch,
     Run,
+    RunInLine,
     RunKey,
 )
 from hermes_operator.reconcile import FAILURES_SHOWN, ApiFailure, Done, Failed, Reconciler
@@ -122,7 +123,7 @@ class Bench:
             now=lambda: NOW,
         )
 
-    def _positions(self, runs: Iterable[Run], cap: int) -> Mapping[RunKey, int]:
+    def _positions(self, runs: Iterable[RunInLine], cap: int) -> Mapping[RunKey, int]:
         assert list(runs)
         return self.line
 
@@ -141,7 +142,10 @@ def moved_on(run: Run, *actions: Action, events: tuple[str, ...] = ()) -> Decisi
     )
 
 
-DELETE_JOB = Delete(api_version="batch/v1", kind="Job", namespace="research", name="hermes-first-1")
+JOB_NAME = "hermes-first-1"
+DELETE_JOB = Delete(
+    api_version="batch/v1", kind="Job", namespace="research", name=JOB_NAME, uid=f"uid-{JOB_NAME}"
+)
 
 
 async def test_actions_come_in_order_then_the_status_then_events(bench):

@@ -15,7 +15,8 @@ from collections import Counter
 import pytest
 
 from hermes_operator.decide import API_REQUESTS_PER_RUN_MAX
-from tests.unit.cluster_simulator import BUSY_USERS, CALM, LOST_ANSWERS, Broken, Odds, Schedule, storms
+from tests.unit.simulator.faults import BUSY_USERS, CALM, LOST_ANSWERS, Broken, Odds, storms
+from tests.unit.simulator.schedule import Schedule
 
 SCHEDULES = int(os.environ.get("HERMES_SCHEDULES", "220"))
 

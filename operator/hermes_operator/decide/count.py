@@ -82,7 +82,7 @@ def _teller(view: View, index: int, is_completed: bool) -> Pod | None:
     pods = view.shard_pods.get(index, [])
     if is_completed:
         return next((pod for pod in pods if _exit_code(pod) == 0), None)
-    if not pods or pods[0].age_key[0] < view.spec.backoff_limit or pods[0].is_live:
+    if not pods or pods[0].failures_before < view.spec.backoff_limit or pods[0].is_live:
         return None
     return pods[0]
 

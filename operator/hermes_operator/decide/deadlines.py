@@ -44,7 +44,7 @@ def deadlines(view: View, status: Status) -> Step:
 
 def _cause(view: View, status: Status) -> tuple[Who, str]:
     """Who can mend what it waited for: by the pods, or by what was last seen of them."""
-    trouble = waiting.trouble((*view.pods, *view.pull_pods))
+    trouble = waiting.trouble((*view.pods, *view.pull_pods), view.installation.model_claim)
     if trouble is not None:
         return waiting.WHO[trouble.reason], f"{trouble.reason}: {trouble.message}"
     known = status.conditions.get(Condition.STARTED)

@@ -60,7 +60,7 @@ def pull(view: View, status: Status) -> Step:
     pulling = replace(status, phase=Phase.PULLING).with_condition(
         Condition.MODEL_VERIFIED, "False", Reason.PULLING, now=now, generation=generation
     )
-    trouble = waiting.trouble(view.pull_pods)
+    trouble = waiting.trouble(view.pull_pods, view.installation.model_claim)
     reason, message = (trouble.reason, trouble.message) if trouble else (Reason.WAITING_FOR_MODEL, "")
     pulling, announcements = waiting.waits(view, pulling, reason, message)
     return Step(status=pulling, actions=actions, announcements=announcements, is_last=True)

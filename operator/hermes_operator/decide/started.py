@@ -32,7 +32,7 @@ def started(view: View, status: Status) -> Step:
                 Condition.STARTED, "True", Reason.DRIVER_STARTED, now=now, generation=generation
             )
         )
-    trouble, left = waiting.trouble(view.pods), None
+    trouble, left = waiting.trouble(view.pods, view.installation.model_claim), None
     if trouble is None and view.job is not None:
         trouble, left = waiting.without_pods(view, view.job, view.pods)
     reason, message = (trouble.reason, trouble.message) if trouble else (Reason.WAITING_FOR_PODS, "")

@@ -24,7 +24,11 @@ def ttl(view: View, status: Status) -> Step:
         due = status.finished_at + timedelta(seconds=view.spec.ttl_seconds_after_finished)
     if due is not None and due <= view.now:
         run = Delete(
-            api_version=names.API_VERSION, kind=names.KIND, namespace=view.namespace, name=view.run.key.name
+            api_version=names.API_VERSION,
+            kind=names.KIND,
+            namespace=view.namespace,
+            name=view.run.key.name,
+            uid=view.run.uid,
         )
         return Step(status=status, actions=(run,), is_last=True)
     return Step(status=status, actions=tuple(actions), next_at=due, is_last=True)

@@ -101,15 +101,16 @@ class Pod:
         return int(text) if text.isdecimal() else None
 
     @property
-    def age_key(self) -> tuple[int, str, str]:
+    def age_key(self) -> tuple[str, int, str]:
         """Grows from one pod of a shard to the next."""
         metadata = self.manifest["metadata"]
-        failures = str((metadata.get("annotations") or {}).get(_INDEX_FAILURES, ""))
-        return (
-            int(failures) if failures.isdecimal() else 0,
-            str(metadata.get("creationTimestamp", "")),
-            self.name,
-        )
+        return (str(metadata.get("creationTimestamp", "")), self.failures_before, self.name)
+
+    @property
+    def failures_before(self) -> int:
+        """Pods of its shard that failed before it and count, since the Job was last resumed."""
+        failures = str((self.manifest["metadata"].get("annotations") or {}).get(_INDEX_FAILURES, ""))
+        return int(failures) if failures.isdecimal() else 0
 
     @property
     def phase(self) -> str:
@@ -189,9 +190,17 @@ class Job:
         return int(self.manifest["spec"].get("completions") or 1)
 
     @property
+    def has_old_start(self) -> bool:
+        """It was suspended and its controller has not set it going again: what it tells is when it began
+        the time before."""
+        conditions = self._status.get("conditions") or ()
+        is_stopped = any((one.get("type"), one.get("status")) == ("Suspended", "True") for one in conditions)
+        return is_stopped and "startTime" in self._status
+
+    @property
     def unsuspended_at(self) -> datetime | None:
         """When it last began to run."""
-        return read_instant(self._status.get("startTime"))
+        return None if self.has_old_start else read_instant(self._status.get("startTime"))
 
     @property
     def completed(self) -> frozenset[int]:
@@ -222,7 +231,7 @@ class Job:
 
     def delete(self, namespace: str) -> Delete:
         """The action that deletes it."""
-        return Delete(api_version="batch/v1", kind="Job", namespace=namespace, name=self.name)
+        return Delete(api_version="batch/v1", kind="Job", namespace=namespace, name=self.name, uid=self.uid)
 
 
 @dataclass(frozen=True, kw_only=True)

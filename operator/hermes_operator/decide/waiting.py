@@ -47,8 +47,11 @@ class Trouble:
     message: str
 
 
-def trouble(pods: Iterable[Pod]) -> Trouble | None:
-    """The first trouble of the first pod that has one; None: they are on their way."""
+def trouble(pods: Iterable[Pod], claim: str) -> Trouble | None:
+    """The first trouble of the first pod that has one; None: they are on their way.
+
+    `claim`: the only one that pods have; a scheduler may leave out which is not bound.
+    """
     for pod in pods:
         if not pod.is_live or pod.is_deleted:
             continue
@@ -57,6 +60,8 @@ def trouble(pods: Iterable[Pod]) -> Trouble | None:
             message = str(unscheduled.get("message") or "")
             is_volume = "persistentvolumeclaim" in message.lower()
             reason = Reason.VOLUME_NOT_BOUND if is_volume else Reason.UNSCHEDULABLE
+            if is_volume and claim not in message:
+                message = f"claim {claim}: {message}"
             return Trouble(reason=reason, message=message)
         sidecars = [one for one in pod.containers() if one.name not in (DRIVER, PULL)]
         for one in pod.containers():

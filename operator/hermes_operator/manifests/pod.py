@@ -98,6 +98,8 @@ def pull_pod(run: Run, installation: Installation) -> Manifest:
     if installation.hub_token_secret:
         secret = {"name": installation.hub_token_secret, "key": "token", "optional": True}
         container["env"].append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": secret}})
+    if installation.hub_endpoint:
+        container["env"].append({"name": "HF_ENDPOINT", "value": installation.hub_endpoint})
     container["volumeMounts"].append({"name": "models", "mountPath": MODELS})
     return {
         **_walls(installation),

@@ -145,9 +145,10 @@ def pull(repo: str, revision: str, to: Path, *, say: Say = lambda text: None) ->
             f"revision {revision!r} is no commit: give its 40 hexadecimal digits; a branch or a tag moves"
         )
     source = f"{repo}@{revision}"
-    with _translated(source, to), _alone(to, say):
+    with _of_the_disk(source, to), _alone(to, say):
         if not (to / tree.MANIFEST).exists():
-            _fetch(repo, revision, to, source, say)
+            with _of_the_hub(source):
+                _fetch(repo, revision, to, source, say)
         return _verified(to, source, say)
 
 
@@ -311,10 +312,16 @@ def _telling(to: Path, size_bytes: int, say: Say) -> Iterator[None]:
 
 
 @contextmanager
-def _translated(source: str, to: Path) -> Iterator[None]:
-    """Raise what the Hub's library, the network and the disk raise as the error of ours it stands for."""
-    from httpx2 import HTTPError
-    from huggingface_hub import errors as hub
+def _of_the_hub(source: str) -> Iterator[None]:
+    """Raise what the Hub's library and the network raise as the error of ours it stands for."""
+    try:
+        from httpx2 import HTTPError
+        from huggingface_hub import errors as hub
+    except ImportError as error:
+        raise errors.Unsupported(
+            f"{source}: pulling from a Hub needs packages that are not installed ({error.name}): on a "
+            "cluster use the whole runtime image; elsewhere install hermes-operator[model]"
+        ) from error
 
     try:
         yield
@@ -340,6 +347,13 @@ def _translated(source: str, to: Path) -> Iterator[None]:
             f"{source}: the Hub cannot be reached ({type(error).__name__}: {reason}); what came is kept: "
             "pull again once it can"
         ) from error
+
+
+@contextmanager
+def _of_the_disk(source: str, to: Path) -> Iterator[None]:
+    """The same for what the disk raises."""
+    try:
+        yield
     except OSError as error:
         if error.errno in _NO_ROOM:
             raise errors.Exhausted(

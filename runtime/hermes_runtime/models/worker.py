@@ -75,15 +75,20 @@ def spec_of(payload: bytes) -> ModelSpec:
 
 
 def model_of(spec: ModelSpec, beat: Callable[[], None]) -> CountedModel:
-    """The backend of `spec`, not loaded. Imports what it needs, which may be heavy."""
+    """The backend of `spec`, not loaded. Imports what it needs; Unsupported where that is not there."""
     match spec.backend:
         case Backend.SCRIPTED:
             from hermes_runtime.models.scripted import ScriptedModel
 
             return ScriptedModel(spec, beat)
         case Backend.TRANSFORMERS:
-            from hermes_runtime.models.transformers_model import TransformersModel
-
+            try:
+                from hermes_runtime.models.transformers_model import TransformersModel
+            except ModuleNotFoundError as error:
+                raise errors.Unsupported(
+                    f"the backend transformers needs packages that are not installed ({error.name}): on a "
+                    "cluster use the whole runtime image; elsewhere install hermes-operator[model]"
+                ) from error
             return TransformersModel(spec, beat)
 
 
