@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from hermes_runtime.models.roster import (
     Job,
     Kill,
     Refuse,
+    Retire,
     Roster,
     Send,
     Spawn,
@@ -206,3 +209,123 @@ def test_every_request_ends_exactly_once_whatever_dies(data: st.DataObject):
         if not busy and roster.is_quiet and step == "answer" and len(ended) == number:
             break
     assert sorted(ended) == list(range(1, number + 1))
+
+
+# Several requests at once in a worker.
+
+
+def busy(workers: int, jobs: int, count: int, budgets: Budgets = BUDGETS) -> Roster:
+    roster = Roster(workers=workers, budgets=replace(budgets, queue=100), jobs=jobs)
+    roster.tick(0)
+    for index in range(workers):
+        roster.loaded(index, 0)
+    for number in range(1, count + 1):
+        roster.submit(job(number), 0)
+    return roster
+
+
+def test_a_worker_is_given_several_requests_and_the_emptiest_one_the_next():
+    roster = Roster(workers=2, budgets=replace(BUDGETS, queue=9), jobs=2)
+    roster.tick(0)
+    roster.loaded(0, 0)
+    roster.loaded(1, 0)
+    assert [sent(roster.submit(job(number), 0)) for number in range(1, 6)] == [
+        [(0, 1)],
+        [(1, 2)],
+        [(0, 3)],
+        [(1, 4)],
+        [],
+    ]
+    assert sent(roster.answered(1, 2, 1)) == [(1, 5)]
+
+
+def test_a_request_goes_where_most_of_its_prompt_is_known_even_if_others_are_emptier():
+    roster = busy(workers=3, jobs=4, count=0)
+    known = (b"a", b"b")
+    roster.submit(job(1), 0)
+    assert sent(roster.submit(replace(job(2), prefix=known), 0)) == [(1, 2)]
+    assert sent(roster.submit(replace(job(3), prefix=(*known, b"c")), 0)) == [(1, 3)]
+    assert sent(roster.submit(replace(job(4), prefix=(b"z",)), 0)) == [(2, 4)]
+    roster.died(1, "killed", 1)
+    roster.loaded(1, 1)
+    assert 1 not in {worker for worker, _ in sent(roster.submit(replace(job(5), prefix=(b"q",)), 2))}
+
+
+def test_after_a_death_each_request_that_was_there_runs_alone_and_elsewhere_if_it_can():
+    roster = busy(workers=2, jobs=4, count=3)
+    assert sent(roster.died(0, "killed", 1)) == []  # 1 and 3 were there; the other worker has 2 to end
+    assert sent(roster.submit(job(4), 1)) == []  # and is given nothing more before that
+    assert sent(roster.answered(1, 2, 2)) == [(1, 1)]
+    done = roster.loaded(0, 3)
+    assert sent(done) == [(0, 3)]
+    assert sent(roster.answered(1, 1, 4)) == [(1, 4)]
+    assert sent(roster.answered(0, 3, 5)) == []
+    assert roster.restarts == 1
+
+
+def test_one_that_kills_takes_no_innocent_with_it():
+    roster = busy(workers=1, jobs=8, count=6)
+    poison, ended, refused, now = 4, set[int](), list[Instruction](), 0.0
+    current = {1, 2, 3, 4, 5, 6}
+    while current:
+        now += 10
+        if poison in current:
+            refused += [each for each in roster.died(0, "crashed", now) if isinstance(each, Refuse)]
+            roster.tick(now + 5)
+            instructions = roster.loaded(0, now + 5)
+        else:
+            ended |= current
+            instructions = [each for number in current for each in roster.answered(0, number, now)]
+        current = {number for _, number in sent(instructions)}
+    assert [each.number for each in refused if isinstance(each, Refuse)] == [poison]
+    assert ended == {1, 2, 3, 5, 6}
+
+
+def test_a_request_of_which_new_tokens_were_decoded_each_time_is_not_refused():
+    roster = busy(workers=1, jobs=1, count=1)
+    for at in range(10):
+        now = 100.0 * (at + 1)
+        roster.decoded(0, 1)
+        assert not any(isinstance(each, Refuse) for each in roster.died(0, "killed", now))
+        roster.tick(now + 50)
+        assert sent(roster.loaded(0, now + 50)) == [(0, 1)]
+
+
+def test_a_worker_that_has_done_enough_is_replaced_by_one_that_is_ready_first():
+    roster = busy(workers=1, jobs=2, count=3, budgets=replace(BUDGETS, recycle_requests=1))
+    done = roster.answered(0, 1, 1)
+    assert [each for each in done if isinstance(each, Spawn)] == [Spawn(worker=1)]
+    assert sent(done) == [(0, 3)]  # the old one goes on meanwhile
+    assert roster.place(1) == 0
+    assert roster.loaded(1, 2) == []
+    assert sent(roster.submit(job(4), 3)) == [(1, 4)]
+    assert roster.answered(0, 2, 3) == []
+    assert roster.answered(0, 3, 4) == [Retire(worker=0)]
+    assert roster.died(0, "ended with code 0", 5) == []
+    assert (roster.state(0), roster.restarts, roster.is_ready) == (State.OUT, 0, True)
+
+
+def test_a_worker_that_has_grown_is_replaced():
+    roster = busy(workers=1, jobs=2, count=2, budgets=replace(BUDGETS, recycle_growth_bytes=100))
+    roster.beat(0, 1, 1000)
+    roster.beat(0, 2, 1099)
+    assert not any(isinstance(each, Spawn) for each in roster.answered(0, 1, 3))
+    roster.beat(0, 4, 1100)
+    assert Spawn(worker=1) in roster.answered(0, 2, 5)
+
+
+def test_a_successor_that_cannot_be_loaded_leaves_the_old_one_at_work():
+    roster = busy(workers=1, jobs=1, count=1, budgets=replace(BUDGETS, recycle_requests=1))
+    assert Spawn(worker=1) in roster.answered(0, 1, 1)
+    assert roster.died(1, "ended by SIGKILL", 2) == []
+    assert sent(roster.submit(job(2), 3)) == [(0, 2)]
+    assert roster.is_ready
+
+
+def test_a_worker_that_dies_while_its_successor_loads_is_not_replaced_twice():
+    roster = busy(workers=1, jobs=1, count=2, budgets=replace(BUDGETS, recycle_requests=1))
+    roster.answered(0, 1, 1)
+    assert Spawn(worker=0) in roster.died(0, "killed", 2)
+    assert roster.loaded(1, 3) == [Retire(worker=1)]
+    assert sent(roster.loaded(0, 4)) == [(0, 2)]
+    assert roster.died(1, "ended with code 0", 5) == []
