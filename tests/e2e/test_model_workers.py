@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from hermes_runtime.models.client import ModelClient
 from hermes_runtime.models.environment import SOCKET_AUDIT
 from hermes_runtime.models.instances import Event, PortableMultiInstanceManager
 from hermes_runtime.models.roster import Budgets
+from hermes_runtime.models.stepping import Token
 from hermes_runtime.models.worker import model_of
 from hermes_runtime.supervise import rpc
 from tests.contract import tiny_model
@@ -186,6 +188,77 @@ def test_a_caller_that_waits_no_longer_cancels(tmp_path: Path, watch: Watch):
         with pytest.raises(errors.TimedOut, match="no answer"):
             manager.generate(asked(), 0.2)
         watch.until("answered")
+
+
+def test_requests_decoded_together_survive_their_workers_with_no_token_lost_doubled_or_changed(
+    tiny: Path, watch: Watch
+):
+    requests = [
+        asked(search=pb.SEARCH_SAMPLE, n=3, max_tokens=100, seed=seed, prefixes=["", "    return"])
+        for seed in range(6)
+    ]
+    alone = model_of(transformer(tiny), lambda: None)
+    alone.load()
+    expected = [alone.generate(request) for request in requests]
+    told: list[list[tuple[int, int]]] = [[] for _ in requests]
+
+    def telling(own: list[tuple[int, int]]) -> Callable[[Token], None]:
+        return lambda token: own.append((token.completion, token.token))
+
+    with PortableMultiInstanceManager(observe=watch, budgets=Budgets(backoff_seconds=0.01)) as manager:
+        manager.initialize([transformer(tiny)])
+        tickets = [manager.submit(request, telling(own)) for request, own in zip(requests, told, strict=True)]
+        for _ in range(3):
+            for _ in range(10):
+                at = watch.until("decoded")
+            os.kill(at.process, signal.SIGKILL)
+            watch.until("died")
+        answers = [ticket.result(PATIENCE_SECONDS) for ticket in tickets]
+        assert manager.describe().restarts == 3
+    assert answers == expected
+    for own, answer in zip(told, expected, strict=True):
+        counts = [sum(completion == at for completion, _ in own) for at in range(6)]
+        assert counts == [each.tokens for each in answer.completions]
+
+
+def test_requests_are_decoded_together(tiny: Path, watch: Watch):
+    with PortableMultiInstanceManager(observe=watch) as manager:
+        manager.initialize([transformer(tiny)])
+        tickets = [
+            manager.submit(asked(search=pb.SEARCH_SAMPLE, seed=seed, max_tokens=200)) for seed in range(4)
+        ]
+        for ticket in tickets:
+            ticket.result(PATIENCE_SECONDS)
+    while not watch.seen or watch.seen[-1].what != "answered":
+        watch.until("answered")
+    decoded = {event.number for event in watch.seen if event.what == "decoded"}
+    assert decoded == {ticket.number for ticket in tickets}
+
+
+def test_a_cancelled_request_leaves_those_beside_it_alone(tiny: Path, watch: Watch):
+    with PortableMultiInstanceManager(observe=watch) as manager:
+        manager.initialize([transformer(tiny)])
+        kept = asked(search=pb.SEARCH_SAMPLE, seed=1, max_tokens=150)
+        expected = manager.generate(kept)
+        endless = manager.submit(asked(search=pb.SEARCH_SAMPLE, n=500, seed=2, max_tokens=200))
+        beside = manager.submit(kept)
+        while watch.until("decoded").number != endless.number:
+            pass
+        endless.cancel()
+        assert beside.result(PATIENCE_SECONDS) == expected
+
+
+def test_a_worker_that_has_done_enough_is_replaced_while_it_works_on(tmp_path: Path, watch: Watch):
+    with PortableMultiInstanceManager(budgets=Budgets(recycle_requests=2), observe=watch) as manager:
+        manager.initialize([scripted(tmp_path, QUICK)])
+        first = watch.until("loaded").process
+        for number in range(3):
+            assert manager.generate(asked(str(number)), PATIENCE_SECONDS).completions[0].text == "well"
+        retired = watch.until("retired")
+        assert retired.process == first
+        assert "code 0" in watch.until("died").detail
+        assert manager.generate(asked("after"), PATIENCE_SECONDS).completions[0].text == "well"
+        assert manager.describe().restarts == 0
 
 
 def test_many_threads_get_their_own_answers(tiny: Path):
