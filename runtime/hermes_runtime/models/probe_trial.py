@@ -29,9 +29,12 @@ LIKENESS_MIN = {
     Choice.BFLOAT16: 0.99,
     Choice.FLOAT16: 0.99,
     Choice.INT8: 0.97,
-    Choice.NF4: 0.9,
+    Choice.NF4: 0.6,
 }
-"""Least cosine between the logits and those of float32 on the CPU; below it something else is computed."""
+"""Least cosine between the logits and those of float32 on the CPU; below it something else is computed.
+
+Random weights suffer most from rounding: four bits leave 0.84 of them. Unrelated logits are at about 0.
+"""
 
 _TOKENS = 16
 

@@ -23,6 +23,7 @@ from hermes_runtime.models.memory import check_room, free_bytes_of_host
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+NF4_ROWS = 32
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -78,7 +79,20 @@ def load(spec: ModelSpec, device: torch.device) -> PreTrainedModel:
             f"quantization {spec.quantization} was asked for, and the model came out as {found}, which is "
             f"all that {why}: set spec.model.quantization to {found}"
         )
+    if device.type == "cpu":
+        _check_rows(model)
     return model
+
+
+def _check_rows(model: PreTrainedModel) -> None:
+    """bitsandbytes packs 4-bit matrices by NF4_ROWS rows on a CPU with AVX-512, and ends at any others."""
+    for name, module in model.named_modules():
+        rows = getattr(module, "out_features", 0)
+        if _quantized_as(module) == "nf4" and rows % NF4_ROWS:
+            raise errors.Unsupported(
+                f"nf4 on a CPU wants matrices with a multiple of {NF4_ROWS} rows, and {name} has {rows}: "
+                "set spec.model.quantization to int8 or none"
+            )
 
 
 def held(model: PreTrainedModel) -> Held:
