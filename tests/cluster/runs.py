@@ -37,6 +37,8 @@ DELAY_MS = 2000
 """Before each answer of the script, two for a result: time enough to disturb a run in its middle."""
 SMALL = {"requests": {"cpu": "10m", "memory": "64Mi"}}
 """So that a small node takes the pods of several runs; nothing is limited."""
+TESTER = {"requests": {"cpu": "150m", "memory": "64Mi"}}
+"""More, for its share of a busy node: a candidate whose tests are starved counts as one that loops."""
 
 
 class NeverHeld(AssertionError):
@@ -87,7 +89,7 @@ class Hermes:
         """Two defects under two arms, a pod for each defect."""
         scripted = {"backend": "scripted", "source": {"path": SCRIPT}, "contextTokens": 65_536}
         evaluate = {"instances": {"mutants": {"count": INSTANCES}}, "arms": list(ARMS)}
-        parts = dict.fromkeys(("model", "agents", "tester", "driver"), SMALL)
+        parts = {**dict.fromkeys(("model", "agents", "driver"), SMALL), "tester": TESTER}
         return {
             "apiVersion": "hermes.dev/v1alpha1",
             "kind": "HermesRun",
