@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import SkipTest
 
 from tests.cluster import engine as engines
 from tests.cluster import fence
@@ -37,8 +38,16 @@ class Cluster:
     """A running cluster."""
 
     kubeconfig: Path
-    engine: Engine
     programs: Programs
+    own_engine: Engine | None
+    """What its node runs in; None: a cluster that somebody else keeps."""
+
+    @property
+    def engine(self) -> Engine:
+        """As `own_engine`; a test that needs the node is skipped where there is none."""
+        if self.own_engine is None:
+            raise SkipTest("needs the node of a cluster of the tests' own")
+        return self.own_engine
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         return self.programs.kubectl(self.kubeconfig, *arguments, stdin=stdin)
@@ -46,7 +55,8 @@ class Cluster:
     def environment(self, given: Mapping[str, str]) -> dict[str, str]:
         """For programs that build images, or talk to the cluster with kubectl, helm or a client."""
         path = f"{self.programs.folder}:{given.get('PATH', '')}"
-        return {**self.engine.environment(given), "KUBECONFIG": str(self.kubeconfig), "PATH": path}
+        engine = self.own_engine.environment(given) if self.own_engine is not None else given
+        return {**engine, "KUBECONFIG": str(self.kubeconfig), "PATH": path}
 
 
 def kubeconfig_path(environment: Mapping[str, str]) -> Path:
@@ -66,7 +76,22 @@ def running(environment: Mapping[str, str] = os.environ) -> Cluster | None:
     path = kubeconfig_path(environment)
     if engine is None or not path.exists() or not _node_runs(engine):
         return None
-    return Cluster(kubeconfig=path, engine=engine, programs=programs(environment))
+    return Cluster(kubeconfig=path, own_engine=engine, programs=programs(environment))
+
+
+def given(context: str, environment: Mapping[str, str], folder: Path) -> Cluster:
+    """The cluster of this context of the user's kubeconfig; `folder` gets a kubeconfig of it alone."""
+    built = programs(environment)
+    words = ["config", "view", "--minify", "--flatten", "--context", context]
+    told = subprocess.run(
+        [built.path("kubectl"), *words], env=dict(environment), capture_output=True, text=True
+    )
+    if told.returncode:
+        raise RuntimeError(f"context {context} is in no kubeconfig: {told.stderr.strip()}")
+    path = folder / "kubeconfig"
+    path.touch(mode=0o600)
+    path.write_text(told.stdout, encoding="utf-8")
+    return Cluster(kubeconfig=path, own_engine=None, programs=built)
 
 
 def up(environment: Mapping[str, str] = os.environ) -> Cluster:
@@ -79,7 +104,7 @@ def up(environment: Mapping[str, str] = os.environ) -> Cluster:
 def _up(environment: Mapping[str, str]) -> Cluster:
     built = programs(environment)
     engine = engines.start(environment)
-    cluster = Cluster(kubeconfig=kubeconfig_path(environment), engine=engine, programs=built)
+    cluster = Cluster(kubeconfig=kubeconfig_path(environment), own_engine=engine, programs=built)
     wanted = environment.get("HERMES_KIND_IMAGE", "")
     image = node_image(engine, built) if not wanted else "" if wanted == "stock" else wanted
     if not engine.docker("network", "ls", "--quiet", "--filter", f"name=^{NETWORK}$").strip():
@@ -135,7 +160,7 @@ def down(environment: Mapping[str, str] = os.environ) -> None:
         engine = engines.found(environment)
         path = kubeconfig_path(environment)
         if engine is not None:
-            cluster = Cluster(kubeconfig=path, engine=engine, programs=programs(environment))
+            cluster = Cluster(kubeconfig=path, own_engine=engine, programs=programs(environment))
             with step("kind delete cluster"):
                 _kind(cluster, "delete", "cluster", "--name", NAME)
             fence.take_down(BRIDGE)

@@ -37,6 +37,8 @@ DELAY_MS = 2000
 """Before each answer of the script, two for a result: time enough to disturb a run in its middle."""
 SMALL = {"requests": {"cpu": "10m", "memory": "64Mi"}}
 """So that a small node takes the pods of several runs; nothing is limited."""
+TESTER = {"requests": {"cpu": "150m", "memory": "64Mi"}}
+"""More, for its share of a busy node."""
 
 
 class NeverHeld(AssertionError):
@@ -87,7 +89,7 @@ class Hermes:
         """Two defects under two arms, a pod for each defect."""
         scripted = {"backend": "scripted", "source": {"path": SCRIPT}, "contextTokens": 65_536}
         evaluate = {"instances": {"mutants": {"count": INSTANCES}}, "arms": list(ARMS)}
-        parts = dict.fromkeys(("model", "agents", "tester", "driver"), SMALL)
+        parts = {**dict.fromkeys(("model", "agents", "driver"), SMALL), "tester": TESTER}
         return {
             "apiVersion": "hermes.dev/v1alpha1",
             "kind": "HermesRun",
@@ -437,8 +439,9 @@ def _wanted_runtime(cluster: Cluster, environment: Mapping[str, str]) -> str:
 
 @pytest.fixture(scope="session")
 def hermes(kind_cluster: Cluster) -> Hermes:
-    """HERMES of this checkout on the cluster, with a model cache. HERMES_INSTALL=no: the release as it is."""
-    if os.environ.get("HERMES_INSTALL") == "no":
+    """HERMES of this checkout on the cluster, with a model cache; HERMES_INSTALL=no, and a cluster that
+    somebody else keeps: the release as it is."""
+    if os.environ.get("HERMES_INSTALL") == "no" or kind_cluster.own_engine is None:
         return Hermes(kind_cluster)
     runtime = _wanted_runtime(kind_cluster, os.environ)
     return Hermes(install({**os.environ, "HERMES_RUNTIME": runtime}))

@@ -14,7 +14,9 @@ from hermes_runtime.agents.conversation import Assignment, Heard, Inbox
 from hermes_runtime.agents.drafts import Draft, Workbench
 from hermes_runtime.agents.planner import Planner
 from hermes_runtime.agents.seeds import seed_of
+from hermes_runtime.agents.tester import limits_of
 from hermes_runtime.errors import BadInput, ContextTooShort
+from hermes_runtime.sandbox import Limits
 
 SOURCE = """\
 def f(x):
@@ -202,3 +204,20 @@ async def test_a_file_outside_the_tree_is_refused(tree):
 
 def test_seeds_depend_on_every_part():
     assert len({seed_of(1, "a"), seed_of(2, "a"), seed_of(1, "b"), seed_of(1, "a", 1), seed_of(1)}) == 5
+
+
+@pytest.mark.parametrize(
+    ("timeout", "baseline", "limits"),
+    [
+        pytest.param(30.0, None, Limits(wall_seconds=30.0, cpu_seconds=30), id="the baseline has it all"),
+        pytest.param(30.0, 0.2, Limits(wall_seconds=10.0, cpu_seconds=2), id="never less than 2 s of work"),
+        pytest.param(60.0, 1.5, Limits(wall_seconds=25.0, cpu_seconds=5), id="thrice the baseline's work"),
+        pytest.param(
+            30.0, 20.0, Limits(wall_seconds=30.0, cpu_seconds=30), id="never more than the instance's"
+        ),
+    ],
+)
+def test_a_candidate_is_given_work_to_do_and_five_times_as_long_to_wait(
+    timeout: float, baseline: float | None, limits: Limits
+):
+    assert limits_of(pb.Task(test_timeout_seconds=timeout), baseline) == limits

@@ -93,7 +93,8 @@ def test_a_queue_lets_a_job_run_and_the_operator_does_not():
 
 def test_a_queued_job_is_deleted_to_suspend_it_for_its_queue_would_set_it_going_again():
     run = a_run(queue="gpus", suspend=True)
-    assert done_to(decided(run, a_job(run))) == ["Delete Job"]
+    assert decided(run, a_job(run)).wants_fresh, "what it may have come to is not forgotten"
+    assert done_to(decided(run, a_job(run), is_fresh=True)) == ["Delete Job"]
 
 
 def test_a_driver_that_has_run_stays_told_while_suspended():

@@ -20,6 +20,9 @@ def suspend(view: View, status: Status) -> Step:
         return Step(status=status)
     actions: list[Action] = []
     if view.job is not None and view.is_queued:
+        if not view.children.is_fresh:
+            # With the Job goes what it could still tell: that it has ended, say.
+            return Step(status=status, wants_fresh=True, is_last=True)
         actions.append(view.job.delete(view.namespace))
     elif view.job is not None and not view.job.is_suspended:
         actions.append(

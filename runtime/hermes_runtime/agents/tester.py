@@ -7,6 +7,7 @@ passes everything ends the round. The warm interpreter of the last task is kept 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,8 +22,11 @@ from hermes_runtime.sandbox.suite import Status, TestReport, TestSuite, open_sui
 PASSING = frozenset({Status.PASSED, Status.XFAILED})
 KEEPING = PASSING | {Status.SKIPPED}
 
-PATIENCE_FACTOR, PATIENCE_SECONDS_MIN = 3.0, 1.5
-"""A candidate whose tests take this many times as long as all tests did under coverage loops."""
+PATIENCE_FACTOR, PATIENCE_SECONDS_MIN = 3.0, 2
+"""A candidate whose tests take this many times the processor's time that all tests took under coverage
+loops: what it has used counts, so that a busy machine gives the same verdict as an idle one."""
+WAIT_FACTOR = 5.0
+"""How many times as long it may take by the clock; only a candidate that sleeps, or starves, does."""
 
 LOG_BYTES_MAX = 64 * 1024
 """Longest log that is told; the middle of a longer one is cut."""
@@ -73,7 +77,7 @@ class Tester:
     async def _baseline(self, suite: TestSuite, task: pb.Task, assignment: Assignment) -> list[Say]:
         tests = [*task.failing_tests, *task.passing_tests]
         started = time.perf_counter()
-        report = await suite.run(tests, coverage=tuple(task.editable_files), limits=_limits(task, None))
+        report = await suite.run(tests, coverage=tuple(task.editable_files), limits=limits_of(task, None))
         self._baseline_seconds = time.perf_counter() - started
         assignment.expense.test_seconds += self._baseline_seconds
         assignment.expense.test_runs += 1
@@ -143,7 +147,7 @@ class Tester:
             return outcome, str(error)
         failing = list(task.failing_tests)
         report = await suite.run(
-            failing, files=files, stop_at_first=True, limits=_limits(task, self._baseline_seconds)
+            failing, files=files, stop_at_first=True, limits=limits_of(task, self._baseline_seconds)
         )
         outcome.fixed_count = sum(report.results.get(test) in PASSING for test in failing)
         if verdict := _verdict(report, failing, PASSING, pb.VERDICT_FAILED):
@@ -152,7 +156,7 @@ class Tester:
         passing = list(task.passing_tests)
         if passing:
             report = await suite.run(
-                passing, files=files, stop_at_first=True, limits=_limits(task, self._baseline_seconds)
+                passing, files=files, stop_at_first=True, limits=limits_of(task, self._baseline_seconds)
             )
             if verdict := _verdict(report, passing, KEEPING, pb.VERDICT_REGRESSED):
                 outcome.verdict, outcome.failed_test = verdict
@@ -208,12 +212,15 @@ def _verdict(
     return (bad if known else pb.VERDICT_BROKEN), first
 
 
-def _limits(task: pb.Task, baseline_seconds: float | None) -> Limits:
+def limits_of(task: pb.Task, baseline_seconds: float | None) -> Limits:
     """The instance's limit; for a candidate less, where it is known how long all its tests took before."""
     seconds = task.test_timeout_seconds or 60.0
-    if baseline_seconds is not None:
-        seconds = min(seconds, max(PATIENCE_SECONDS_MIN, PATIENCE_FACTOR * baseline_seconds))
-    return Limits(wall_seconds=seconds, cpu_seconds=max(1, int(seconds) + 1))
+    if baseline_seconds is None:
+        return Limits(wall_seconds=seconds, cpu_seconds=math.ceil(seconds))
+    patience = max(PATIENCE_SECONDS_MIN, math.ceil(PATIENCE_FACTOR * baseline_seconds))
+    return Limits(
+        wall_seconds=min(seconds, WAIT_FACTOR * patience), cpu_seconds=min(math.ceil(seconds), patience)
+    )
 
 
 def _log(report: TestReport, task: pb.Task) -> str:
