@@ -1,6 +1,6 @@
 """Every benchmark, one after the other: the tables of bench/README.md.
 
-python -m bench [store|sandbox|acts|models|operator]
+python -m bench [store|sandbox|acts|models|engine|operator]
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ BENCHES: dict[str, list[str]] = {
     "sandbox": [],
     "acts": [],
     "models": ["--model", "repair"],
+    "engine": [],
     "operator": ["--runs", "1000", "5000", "--samples", "200", "--idle-seconds", "30"],
 }
 

@@ -1,8 +1,8 @@
 """The engine against transformers' own ways to serve many requests, on one random model, in one run.
 
-    python bench/engine.py                       # a Llama of 39M parameters, as the gates are stated for
-    python bench/engine.py --size small --repeats 1
-    python bench/engine.py --only ragged kills
+    python -m bench.engine                       # a Llama of 39M parameters, as the gates are stated for
+    python -m bench.engine --size small --repeats 1
+    python -m bench.engine --only ragged kills
 
 Prints a Markdown table of ratios. Each is the median over `--repeats` rounds of what it compares, run by
 turns in one process, so that a busy machine slows both. Outputs are compared with plain `generate`'s.

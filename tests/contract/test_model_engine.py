@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from hermes_runtime.models.engine.task import Branch, Emitted, Level, Result, Ru
 from hermes_runtime.models.sampling import uniforms
 
 VOCABULARY = 211
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 48,
     "intermediate_size": 64,
@@ -41,7 +42,7 @@ SIZES = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
-MAKERS = {
+MAKERS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
     "every layer slides": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=24)),
     "some layers slide": lambda: Gemma3ForCausalLM(
@@ -58,7 +59,8 @@ def made(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     model: PreTrainedModel = MAKERS[name]()
-    return model.to(dtype).train(False)
+    torch.nn.Module.to(model, dtype)
+    return model.train(False)
 
 
 @pytest.fixture(scope="module", params=list(MAKERS))
