@@ -8,6 +8,7 @@ NEEDS_NODES = "kind_cluster"
 """The fixture of the one cluster with nodes: some of its tests take a part of it away."""
 
 
+@pytest.hookimpl(tryfirst=True)  # the groups must be there when xdist asks for them
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
