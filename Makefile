@@ -20,7 +20,7 @@ quickstart: $(VENV)/runtime.done ## run the main job on this machine, and print 
 
 test: lint ## lint, then every test; a test cluster comes and goes where the machine can have one
 	$(BIN)/python -m tests.cluster prepare
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not timing"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not timing"
 
 check: $(VENV)/dev.done ## the fast tests only
 	$(BIN)/python -m pytest -q tests/unit

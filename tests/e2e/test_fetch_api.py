@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,6 @@ from hermes_runtime.evaluate.cluster import CA_ANNOTATION, Installation, Kuberne
 from tests.cluster import audit
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.fixtures import bare_api as bare_api
-from tests.cluster.fixtures import kind_cluster as kind_cluster
-from tests.cluster.kind import Cluster
 from tests.cluster.rights import Account, Right, chart_access, rights, unused, without
 
 AT = Installation(namespace="hermes")
@@ -159,22 +155,3 @@ def test_the_charts_role_gives_a_friend_what_fetching_asks_for_and_one_verb_for_
     upgrade = Right(AT.namespace, "", "pods/portforward", "create", "hermes-store-0")
     assert unused(held, asked) == {upgrade}
     assert without(held, asked) == []
-
-
-async def test_bytes_go_through_a_real_port_forward_and_back(kind_cluster: Cluster):
-    """The cluster's own name server is asked by TCP: the one server that every cluster has."""
-    api = KubernetesApi(context=None, environment={"KUBECONFIG": str(kind_cluster.kubeconfig)})
-    at = Installation(namespace="kube-system", service="kube-dns", port=53)
-    question = b"\0\7\1\0\0\1\0\0\0\0\0\0" + b"\x0akubernetes\7default\3svc\7cluster\5local\0" + b"\0\1\0\1"
-    async with asyncio.timeout(60):
-        for _ in range(2):
-            connection = await asyncio.to_thread(api.connect, at)
-            reader, writer = await asyncio.open_connection(sock=connection.socket)
-            writer.write(struct.pack(">H", len(question)) + question)
-            (size_bytes,) = struct.unpack(">H", await reader.readexactly(2))
-            answer = await reader.readexactly(size_bytes)
-            assert answer[:2] == question[:2]
-            assert answer[3] & 0xF == 0  # no error
-            writer.close()
-            await writer.wait_closed()
-            assert connection.error() == ""
