@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HERMES_CACHE ?= $(CURDIR)/build/cache
 export PYTHONDONTWRITEBYTECODE := 1
-WORKERS ?= 3
+WORKERS ?= 2
 DOCKER ?= docker
 VERSION := 0.1.0
 
@@ -18,9 +18,8 @@ help: ## what there is
 quickstart: $(VENV)/runtime.done ## run the main job on this machine, and print where the report is
 	$(BIN)/hermes run -f examples/quickstart.yaml
 
-test: lint ## lint, then every test; a test cluster comes and goes where the machine can have one
-	$(BIN)/python -m tests.cluster prepare
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not timing"
+test: lint ## lint, then every test but those of `make e2e`
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not cluster and not timing"
 
 check: $(VENV)/dev.done ## the fast tests only
 	$(BIN)/python -m pytest -q tests/unit
@@ -48,7 +47,8 @@ cluster: $(VENV)/dev.done ## a kind cluster with HERMES installed from this chec
 cluster-down: $(VENV)/dev.done ## take that cluster down; nothing is left but what was built
 	$(BIN)/python -m tests.cluster down
 
-e2e: $(VENV)/dev.done ## the tests on Kubernetes (on the cluster of `make cluster`, if it is up), and bounds on time
+e2e: $(VENV)/dev.done ## the tests on Kubernetes, on a cluster that comes and goes with them, and bounds on time
+	$(BIN)/python -m tests.cluster prepare
 	$(BIN)/python -m pytest -m "cluster or timing"
 
 model: $(VENV)/runtime.done ## train the bundled model from nothing (SMALL=1: a two-minute one)
