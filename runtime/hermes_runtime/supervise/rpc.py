@@ -106,6 +106,11 @@ def translated(error: aio.AioRpcError) -> errors.HermesError:
             return errors.HermesError(f"{error.code().name}: {details}")
 
 
+_ENDED_WHILE_SENDING = (grpc.StatusCode.INTERNAL, "Internal error from Core")
+"""What grpcio says when the server has ended the call, with whatever status, and a message was on its way."""
+_ASKED_AGAIN_MAX = 3
+
+
 async def call(
     method: Callable[..., Awaitable[Response]], request: Message, *, timeout_seconds: float
 ) -> Response:
@@ -124,10 +129,13 @@ async def call_with_pieces(
     An error that `requests` raises ends the call and is raised as it is.
     """
     raised: list[BaseException] = []
+    first: list[Message] = []
 
     async def watched() -> AsyncIterator[Message]:
         try:
             async for request in requests:
+                if not first:
+                    first.append(request)
                 yield request
         except Exception as error:
             raised.append(error)  # gRPC would say no more than "cancelled"
@@ -138,11 +146,37 @@ async def call_with_pieces(
     except aio.AioRpcError as error:
         if raised:
             raise raised[0] from None
+        if (error.code(), error.details()) == _ENDED_WHILE_SENDING:
+            raise await _why_it_ended(method, first, timeout_seconds) from error
         raise translated(error) from error
     except asyncio.CancelledError:
         if raised:
             raise raised[0] from None
         raise
+
+
+async def _why_it_ended(
+    method: Callable[..., Awaitable[Response]], first: Sequence[Message], timeout_seconds: float
+) -> errors.HermesError:
+    """Ask again with the first request alone: who is refused hears it now; the rest may be tried again."""
+
+    async def beginning() -> AsyncIterator[Message]:
+        for request in first:
+            yield request
+
+    for _ in range(_ASKED_AGAIN_MAX):
+        try:
+            await method(beginning(), timeout=timeout_seconds)
+        except aio.AioRpcError as error:
+            if (error.code(), error.details()) == _ENDED_WHILE_SENDING:
+                continue
+            told = translated(error)
+            if not isinstance(
+                told, errors.BadInput | errors.Damaged
+            ):  # that the rest is missing is no reason
+                return told
+        break
+    return errors.PeerLost("the server ended the call while it was sent to: try again")
 
 
 async def stream(
