@@ -171,9 +171,8 @@ async def _why_it_ended(
             if (error.code(), error.details()) == _ENDED_WHILE_SENDING:
                 continue
             told = translated(error)
-            if not isinstance(
-                told, errors.BadInput | errors.Damaged
-            ):  # that the rest is missing is no reason
+            # That the rest is missing is no reason.
+            if not isinstance(told, errors.BadInput | errors.Damaged):
                 return told
         break
     return errors.PeerLost("the server ended the call while it was sent to: try again")
